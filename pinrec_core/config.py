@@ -1,0 +1,272 @@
+"""Configuration: one frozen dataclass a part, read from TOML. An unknown key is an error that lists the known ones."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from pinrec_core.errors import InvalidConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+Variant = Literal["uc", "oc", "mt_oc"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How a folder in the event-log contract becomes histories."""
+
+    outcomes: tuple[str, ...] = ()
+    """Engagements that make targets, in outcome order; empty = what the folder's dataset.json says."""
+    content_dim: int = 64
+    """D_sem of the text encoder, where items come without an embedding."""
+    min_history: int = 2
+    """Users with fewer target events are left out of training and evaluation (they are still served)."""
+    test_share: float = 0.1
+    """Share of users held out for the offline metrics (users are disjoint; paper, section 5.1)."""
+    validation_share: float = 0.05
+    """Share of users held out for early stopping."""
+    split_seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the network (paper, sections 4.1 and 4.2)."""
+
+    variant: Variant = "mt_oc"
+    num_layers: int = 2
+    num_heads: int = 4
+    hidden_dim: int = 128
+    """Width of the decoder."""
+    embedding_dim: int = 64
+    """D: item and generated embeddings."""
+    id_dim: int = 64
+    """D_id: output of the ID embedder."""
+    num_hashes: int = 2
+    hash_rows: int = 20_000
+    """Rows of each hash table (num_hashes tables)."""
+    hash_dim: int = 32
+    """Width of a hash table's row."""
+    embedder_layers: int = 2
+    """Fully connected layers of an item embedder (2 or 3)."""
+    head_layers: int = 2
+    max_history: int = 100
+    """Longest history, in events; the start token does not count."""
+    dropout: float = 0.1
+    surface_in_conditioning: bool = True
+    """Whether Phi holds the target's surface (ours, not the paper's)."""
+    use_content: bool = True
+    use_ids: bool = True
+    use_time: bool = True
+    use_surface: bool = True
+    """Whether a token's input holds its surface."""
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """Which future events a position is trained on (paper, section 4.3.2); `uc` and `oc` always use offset 1, window 1."""
+
+    max_offset: int = 8
+    """Largest target offset t' - t, counted in target events."""
+    window_size: int = 4
+    """Delta: exactly Delta targets, half-open."""
+    offsets_per_position: int = 2
+    """Target offsets sampled for each position of a batch."""
+    next_share: float = 0.25
+    """Probability that a sampled offset is 1 (the rest is uniform over [1, max_offset])."""
+    same_outcome: bool = True
+    """Whether the window holds only targets of the conditioned outcome."""
+    window_pick: Literal["similarity", "loss"] = "similarity"
+    """What the min over the window compares: the plain similarity, or the logQ-corrected loss."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    batch_size: int = 64
+    """Users a step."""
+    max_steps: int = 1_000
+    max_minutes: float = 0.0
+    """Stop after this many minutes whatever the step; 0 = no limit."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    gradient_clip: float = 1.0
+    random_negatives: int = 512
+    in_batch_negatives: bool = True
+    log_q: bool = True
+    initial_logit_scale: float = 10.0
+    max_logit_scale: float = 100.0
+    action_dropout: float = 0.05
+    """Probability that a token's action (and, independently, its surface) is masked, so that unknown codes are trained."""
+    sketch_width: int = 65_536
+    sketch_depth: int = 4
+    eval_every: int = 200
+    """Steps between validations; also between checkpoints."""
+    patience: int = 5
+    """Validations without a better unordered recall before training stops; 0 = never."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """The rollout (design: outcome branches that share the prefix)."""
+
+    num_steps: int = 3
+    """Autoregressive steps, prefill included."""
+    offsets_per_step: int = 4
+    """Embeddings a branch emits in a step; 1 for `uc` and `oc`."""
+    feed: Literal["first", "block"] = "block"
+    """What is fed back: the first offset's embedding, or the whole block."""
+    compression_threshold: float = 0.9
+    """Cosine above which an embedding is merged into an earlier one; 1 or more = never."""
+
+
+@dataclass(frozen=True)
+class RetrieveConfig:
+    """The index and its search."""
+
+    kind: Literal["auto", "flat", "ivf_hnsw"] = "auto"
+    """`auto`: flat below 20,000 items."""
+    codes: Literal["sq8", "fp16", "float32"] = "sq8"
+    nlist: int = 0
+    """0 = from the corpus size."""
+    nprobe: int = 0
+    """0 = chosen at build for `recall_target`."""
+    ef_search: int = 0
+    """Of the HNSW coarse quantizer; 0 = 2 x nprobe."""
+    recall_target: float = 0.98
+    overfetch_factor: float = 2.0
+    popular_per_list: int = 1_000
+    """Length of each popular list, for filling."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Limits and defaults of the gateway."""
+
+    max_candidates: int = 1_000
+    default_deadline_ms: int = 1_000
+    max_in_flight: int = 64
+    allocation: Literal["largest_remainder", "stochastic"] = "largest_remainder"
+    max_excluded: int = 2_000
+    max_batch: int = 256
+    """Most requests in one BatchGetCandidates."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a run; saved with the checkpoint and the release."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    targets: TargetConfig = field(default_factory=TargetConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    retrieve: RetrieveConfig = field(default_factory=RetrieveConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def num_fed(self) -> int:
+        """F: tokens fed back to a branch in each decode step."""
+        return self.generate.offsets_per_step if self.generate.feed == "block" else 1
+
+    @property
+    def max_positions(self) -> int:
+        """Start token + history + everything a branch may be fed."""
+        return 1 + self.model.max_history + (self.generate.num_steps - 1) * self.num_fed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON or TOML."""
+        return asdict(self)
+
+
+def _check(config: Config) -> None:
+    m, g, t = config.model, config.generate, config.targets
+    rules: list[tuple[bool, str, object, str]] = [
+        (m.hidden_dim % m.num_heads == 0, "model.hidden_dim", m.hidden_dim, f"a multiple of num_heads = {m.num_heads}"),
+        (m.use_content or m.use_ids, "model.use_content", m.use_content, "true when use_ids is false"),
+        (m.embedder_layers in (2, 3), "model.embedder_layers", m.embedder_layers, "2 or 3"),
+        (m.variant == "mt_oc" or g.offsets_per_step == 1, "generate.offsets_per_step", g.offsets_per_step,
+         f"1 for variant {m.variant}"),
+        (g.num_steps >= 1, "generate.num_steps", g.num_steps, "at least 1"),
+        (1 <= g.offsets_per_step <= t.max_offset, "generate.offsets_per_step", g.offsets_per_step,
+         f"1 to targets.max_offset = {t.max_offset}"),
+        (t.window_size >= 1, "targets.window_size", t.window_size, "at least 1"),
+        (0.0 < t.next_share <= 1.0, "targets.next_share", t.next_share, "in (0, 1]: offset 1 must be trained"),
+        (config.retrieve.overfetch_factor >= 1.0, "retrieve.overfetch_factor", config.retrieve.overfetch_factor,
+         "at least 1"),
+        (0.0 <= config.data.test_share + config.data.validation_share < 1.0, "data.test_share", config.data.test_share,
+         "test_share + validation_share below 1"),
+    ]  # fmt: skip
+    for ok, key, value, allowed in rules:
+        if not ok:
+            raise InvalidConfig(f"{key} has value {value!r}; allowed: {allowed}")
+
+
+C = TypeVar("C")
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a TOML file; `overrides` maps dotted keys ("train.max_steps") to values. Raises InvalidConfig."""
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise InvalidConfig(f"config file {str(path)!r} does not exist") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(f"config file {str(path)!r} is not TOML: {error}") from error
+    for dotted, value in (overrides or {}).items():
+        section, _, key = dotted.partition(".")
+        values.setdefault(section, {})[key] = value
+    return config_from_dict(values)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """Inverse of `Config.to_dict`. Raises InvalidConfig naming the key, the value and what is allowed."""
+    return _build(Config, values, prefix="")
+
+
+def _build(cls: type[C], values: Mapping[str, Any], prefix: str) -> C:
+    hints = get_type_hints(cls)
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise InvalidConfig(f"unknown key {prefix + key!r}; known: {known}")
+    built = {key: _convert(hints[key], value, prefix + key) for key, value in values.items()}
+    return cls(**built)
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    if isinstance(hint, type) and _is_section(hint):
+        if not isinstance(value, Mapping):
+            raise InvalidConfig(f"{key} has value {value!r}; allowed: a table [{key}]")
+        return _build(hint, value, prefix=f"{key}.")
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise InvalidConfig(f"{key} has value {value!r}; allowed: one of {list(get_args(hint))}")
+        return value
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+            raise InvalidConfig(f"{key} has value {value!r}; allowed: a list of strings")
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise InvalidConfig(f"{key} has value {value!r}; allowed: {hint.__name__}")
+    return value
+
+
+def _is_section(hint: type) -> bool:
+    """Whether a type hint is one of the nested configuration dataclasses."""
+    return hasattr(hint, "__dataclass_fields__")

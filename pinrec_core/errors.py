@@ -1,0 +1,80 @@
+"""Typed errors: what a user can cause or a stage can meet. Each names the key, the value and what is allowed.
+
+The one table from these classes to gRPC codes is `services/common/errors.py`. `code` is the word that
+travels between Triton stages (`serving/triton_io.py`); a message never holds a path or a traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PinrecError(Exception):
+    """Base of all errors that this project raises on purpose."""
+
+    code: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(PinrecError, ValueError):
+    """A field of a request is wrong: the caller must change it."""
+
+    code = "INVALID_ARGUMENT"
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field} has value {value!r}; allowed: {allowed}")
+        self.field = field
+
+
+class InvalidConfig(PinrecError, ValueError):
+    """A configuration key is unknown or its value is not allowed."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class InvalidData(PinrecError, ValueError):
+    """A data folder does not keep the event-log contract."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class InvalidRelease(PinrecError, ValueError):
+    """A release on disk is incomplete, corrupted or does not fit together."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class ReleaseNotOpen(PinrecError):
+    """A stage was asked for a release that it does not hold open."""
+
+    code = "RELEASE_NOT_OPEN"
+
+    def __init__(self, release: int, opened: tuple[int, ...]) -> None:
+        super().__init__(f"release {release} is not open; open: {list(opened)}")
+        self.release = release
+
+
+class DeadlineExceeded(PinrecError):
+    """The request's time ran out before its answer was ready."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class Overloaded(PinrecError):
+    """More work in flight than admitted: refused at once rather than queued."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class Unavailable(PinrecError):
+    """A stage or store that the answer needs does not respond."""
+
+    code = "UNAVAILABLE"
+
+
+BY_CODE: dict[str, type[PinrecError]] = {
+    cls.code: cls for cls in (DeadlineExceeded, Overloaded, Unavailable)
+}
