@@ -1,0 +1,95 @@
+"""`pinrec`: one group whose verbs are imported only when they are called.
+
+`pinrec --help` therefore starts in a fraction of a second and needs neither torch nor faiss nor pyarrow, and a machine
+that only talks to a gateway needs none of them at all.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import click
+
+from pinrec_core import __version__
+from pinrec_core.errors import PinrecError
+
+
+class Verb(NamedTuple):
+    """Where a verb lives and the line that `pinrec --help` shows for it."""
+
+    module: str
+    summary: str
+
+
+VERBS = {
+    "data": Verb("services.cli.data", "Get, make and check event logs."),
+    "train": Verb("services.cli.train", "Train a model on an event log."),
+    "evaluate": Verb("services.cli.train", "Measure a trained model on users it has not seen."),
+    "export": Verb("services.cli.train", "Publish a trained model as the next release."),
+    "release": Verb("services.cli.release", "List, verify and activate releases."),
+    "up": Verb("services.cli.up", "Start signals, Triton and gateway on this machine."),
+    "recommend": Verb("services.cli.recommend", "Ask for one user's candidates and print them."),
+    "events": Verb("services.cli.events", "Append events to a user's history, or look at it."),
+}
+"""In the order in which one needs them; each module has a click command of the verb's name."""
+
+EXTRA_OF_MODULE = {"torch": "cpu", "faiss": "cpu", "safetensors": "cpu", "matplotlib": "train", "locust": "bench"}
+"""Modules that the bare package does without, and the extra that brings each."""
+
+
+class LazyGroup(click.Group):
+    """Imports a verb's module when the verb is called, and turns our typed errors into one line and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the table's order."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's command, imported now; None for a name that is not in the table."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = getattr(importlib.import_module(VERBS[cmd_name].module), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs from the table, since asking each command for its help would import it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; PinrecError becomes `Error: ...` on stderr and exit code 1."""
+        with clear_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Errors that a user can mend, as one line without a traceback; anything else is a bug and keeps its own."""
+    try:
+        yield
+    except PinrecError as error:
+        raise click.ClickException(error.message) from error
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF_MODULE.get(error.name or "")
+        if extra is None:
+            raise
+        needed = f"this verb needs {error.name}, which is not installed: pip install 'pinrec[{extra}]'"
+        raise click.ClickException(needed) from error
+
+
+@click.group(cls=LazyGroup, name="pinrec", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pinrec")
+def main() -> None:
+    """PinRec: outcome-conditioned, windowed multi-token generative retrieval.
+
+    An event log becomes a trained model (data, train, evaluate), a published release (export, release) and a stack that
+    answers with candidates split over outcomes as a budget says (up, recommend, events).
+    `pinrec VERB --help` is each verb's documentation.
+    """
+
+
+if __name__ == "__main__":
+    main(prog_name="pinrec")

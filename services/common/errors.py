@@ -1,0 +1,35 @@
+"""The one table from our typed errors to gRPC status codes, and the only place where an exception meets a client."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+
+from pinrec_core import errors
+
+STATUS_OF: dict[type[errors.PinrecError], grpc.StatusCode] = {
+    errors.PinrecError: grpc.StatusCode.INTERNAL,
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.InvalidConfig: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.InvalidData: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.InvalidRelease: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ReleaseNotOpen: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+}
+"""Every class of `pinrec_core/errors.py`; a test holds the two to each other."""
+
+INTERNAL_MESSAGE = "internal error"
+"""All that a client learns of an exception that we did not raise on purpose: no traceback, no path."""
+
+log = logging.getLogger(__name__)
+
+
+def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
+    """Status code and message for a client. What is not a PinrecError is logged with its traceback and hidden."""
+    if isinstance(error, errors.PinrecError):
+        return STATUS_OF[type(error)], error.message
+    log.error("unexpected error", exc_info=error)
+    return grpc.StatusCode.INTERNAL, INTERNAL_MESSAGE
