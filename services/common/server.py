@@ -1,0 +1,175 @@
+"""What the gateway and the signal service share: a gRPC server with health, reflection, metrics, errors and drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+
+from services.common.errors import status_of
+from services.common.metrics import RpcMetrics
+
+MAX_MESSAGE_BYTES = 16 << 20
+"""Largest message accepted or sent: a batch of 256 requests that each exclude 2,000 items stays below it."""
+
+RETRY_PUSHBACK_MS = "100"
+"""How long a refused client waits before it tries again (gRPC's retry throttling reads it)."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a process listens and stops.
+
+    `listen` "host:port", port 0 = any free one; `metrics_port` 0 = no metrics port. On SIGTERM health turns
+    NOT_SERVING, calls are still taken for `linger_s` seconds (so that load balancers notice), then those in flight have
+    `drain_s` seconds.
+    """
+
+    listen: str
+    metrics_port: int = 0
+    reflection: bool = True
+    linger_s: float = 0.0
+    drain_s: float = 10.0
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def server_options(listen: str, metrics_port: int) -> Callable[[Command], Command]:
+    """Click options of a process with a port, with its defaults; they arrive as the fields of `ServerOptions`."""
+    options = [
+        click.option("--listen", default=listen, show_default=True, metavar="HOST:PORT", help="Where to serve gRPC."),
+        click.option(
+            "--metrics-port", default=metrics_port, show_default=True, help="Port of Prometheus metrics; 0 = none."
+        ),
+        click.option("--reflection/--no-reflection", default=True, show_default=True, help="Serve gRPC reflection."),
+        click.option(
+            "--linger",
+            "linger_s",
+            default=0.0,
+            show_default=True,
+            help="Seconds that calls are taken after NOT_SERVING.",
+        ),
+        click.option("--drain", "drain_s", default=10.0, show_default=True, help="Seconds for calls in flight."),
+    ]
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+class GrpcServer:
+    """A grpc.aio server: add services to `.server`, then `start`, `set_serving`, and `run_until_stopped` or `drain`.
+
+    Starts as NOT_SERVING for every service and for the server as a whole (the empty name).
+    """
+
+    def __init__(self, services: Sequence[str], options: ServerOptions, registry: CollectorRegistry) -> None:
+        self.options = options
+        self.port = 0
+        self._registry = registry
+        self._services = tuple(services)
+        self._health = health.aio.HealthServicer()
+        sizes = [(f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("receive", "send")]
+        # Without SO_REUSEPORT a second process on the port fails at once instead of sharing its connections.
+        self.server = grpc.aio.server(
+            interceptors=[EdgeInterceptor(RpcMetrics(registry))], options=[*sizes, ("grpc.so_reuseport", 0)]
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        if options.reflection:
+            reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
+
+    async def start(self) -> None:
+        """Listen on both ports, as NOT_SERVING. Raises RuntimeError or OSError if a port is taken."""
+        await self.set_serving(False)
+        self.port = self.server.add_insecure_port(self.options.listen)
+        if self.options.metrics_port:
+            start_http_server(self.options.metrics_port, registry=self._registry)
+        await self.server.start()
+        log.info("listening on port %d, metrics on %d", self.port, self.options.metrics_port)
+
+    async def set_serving(self, serving: bool) -> None:
+        """Answer of the health service from now on; ignored once draining."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in (health.OVERALL_HEALTH, *self._services):
+            await self._health.set(name, status)
+
+    async def run_until_stopped(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await stop.wait()
+        await self.drain()
+
+    async def drain(self) -> None:
+        """NOT_SERVING, linger, refuse new calls, wait for those in flight, stop."""
+        log.info("draining")
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(self.options.linger_s)
+        await self.server.stop(self.options.drain_s)
+        log.info("stopped")
+
+
+Handler = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
+
+
+class EdgeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """The edge of a process: each unary call is timed, and what it raises becomes a status by the one table."""
+
+    def __init__(self, metrics: RpcMetrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        """Wrap unary calls; streams (health watches, reflection) and unknown methods pass."""
+        handler = await continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        method = details.method.rpartition("/")[2]
+        return grpc.unary_unary_rpc_method_handler(
+            self._guard(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+        )
+
+    def _guard(self, call: Handler, method: str) -> Handler:
+        async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            start = time.perf_counter()
+            code = grpc.StatusCode.CANCELLED
+            try:
+                answer = await call(request, context)
+                code = grpc.StatusCode.OK
+            except grpc.aio.AbortError:
+                code = context.code()
+                raise
+            except Exception as error:  # the edge: nothing that was raised may reach the client as it is
+                code, message = status_of(error)
+                await context.abort(code, message, _trailers(code))
+            finally:
+                self._metrics.seconds.labels(method, code.name).observe(time.perf_counter() - start)
+            return answer
+
+        return guarded
+
+
+def _trailers(code: grpc.StatusCode) -> tuple[tuple[str, str], ...]:
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return (("grpc-retry-pushback-ms", RETRY_PUSHBACK_MS),)
+    return ()
