@@ -70,7 +70,10 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """Which future events a position is trained on (paper, section 4.3.2); `uc` and `oc` always use offset 1, window 1."""
+    """Which future events a position is trained on (paper, section 4.3.2).
+
+    `uc` and `oc` always use offset 1 and window 1.
+    """
 
     max_offset: int = 8
     """Largest target offset t' - t, counted in target events."""
@@ -105,7 +108,7 @@ class TrainConfig:
     initial_logit_scale: float = 10.0
     max_logit_scale: float = 100.0
     action_dropout: float = 0.05
-    """Probability that a token's action (and, independently, its surface) is masked, so that unknown codes are trained."""
+    """Probability that a token's action (independently: its surface) is masked, so that unknown codes are trained."""
     sketch_width: int = 65_536
     sketch_depth: int = 4
     eval_every: int = 200
@@ -197,6 +200,7 @@ def _check(config: Config) -> None:
     rules: list[tuple[bool, str, object, str]] = [
         (m.hidden_dim % m.num_heads == 0, "model.hidden_dim", m.hidden_dim, f"a multiple of num_heads = {m.num_heads}"),
         (m.use_content or m.use_ids, "model.use_content", m.use_content, "true when use_ids is false"),
+        (m.head_layers >= 2, "model.head_layers", m.head_layers, "at least 2"),
         (m.embedder_layers in (2, 3), "model.embedder_layers", m.embedder_layers, "2 or 3"),
         (m.variant == "mt_oc" or g.offsets_per_step == 1, "generate.offsets_per_step", g.offsets_per_step,
          f"1 for variant {m.variant}"),

@@ -1,0 +1,110 @@
+"""GPT-2's decoder: pre-LayerNorm blocks of causal multi-head attention and a GELU MLP (paper, section 4.2).
+
+Letters: B batch, L tokens of this call, S slots attended to, H heads, D_head = width / H.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pinrec_core.config import ModelConfig
+from pinrec_core.model.kv_cache import KVCache, LayerCache
+
+_INIT_STD = 0.02
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.hidden_dim, 3 * config.hidden_dim)
+        self.out = nn.Linear(config.hidden_dim, config.hidden_dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None, start: int) -> Tensor:
+        """[B, L, width] -> [B, L, width].
+
+        Without `mask` attention is causal among the L tokens. With one (bool [B, 1, L, S]) they attend to the
+        cache's first S = start + L slots.
+        """
+        batch, length, width = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, D_head]
+        if cache is not None:
+            k, v = cache.write(start, k, v)  # [B, H, S, D_head]
+        dropout = self.dropout if self.training else 0.0
+        # Right padding needs no mask: a real token never attends to a later pad.
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+        return self.out(y.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One decoder layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_dim)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.hidden_dim, 4 * config.hidden_dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * config.hidden_dim, config.hidden_dim),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None, start: int) -> Tensor:
+        """[B, L, width] -> [B, L, width]."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache, start))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Learned positions, `num_layers` blocks, a final LayerNorm."""
+
+    def __init__(self, config: ModelConfig, max_positions: int) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.head_dim = config.hidden_dim // config.num_heads
+        self.positions = nn.Embedding(max_positions, config.hidden_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
+        self.norm = nn.LayerNorm(config.hidden_dim)
+        self.apply(_init_gpt2)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("out.weight", "mlp.2.weight")):  # residual projections, scaled by depth as in GPT-2
+                nn.init.normal_(parameter, std=_INIT_STD / math.sqrt(2 * config.num_layers))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """Tokens [B, L, width] at `positions` (int64 [L] or [B, L]) -> hidden states [B, L, width].
+
+        `start` is the first cache slot that the L tokens take; see `Attention.forward` for `mask`.
+        """
+        x = self.dropout(tokens + self.positions(positions))
+        for index, block in enumerate(self.blocks):
+            x = block(x, mask, cache.layers[index] if cache else None, start)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def new_cache(self, batch: int, slots: int, like: Tensor) -> KVCache:
+        """An empty cache for `slots` tokens a user."""
+        return KVCache(len(self.blocks), (batch, self.num_heads, slots, self.head_dim), like)
+
+
+def _init_gpt2(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=_INIT_STD)
+    if isinstance(module, nn.Linear):
+        torch.nn.init.zeros_(module.bias)

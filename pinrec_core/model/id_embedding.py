@@ -1,0 +1,150 @@
+"""Learned ID embedding: k hashes of an item id into a large table, then an MLP (paper, sections 4.1 and 4.4.2).
+
+Training holds the table as a parameter. A release holds the MLP and the hashing as a TorchScript module and the table
+as separate row-range shards (FP16), memory-mapped, so that every process of a host shares one copy; the module takes
+them as an input. Letters: n items, k hashes, R rows a hash, E width of a row, D_id output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pinrec_core.config import ModelConfig
+from pinrec_core.errors import InvalidRelease
+from pinrec_core.messages import EmbedItemsInput, IdEmbeddings
+from pinrec_core.model.mlp import mlp
+from pinrec_core.release import Release
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed int64: splitmix64's increment
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_SHARD_FILE = "shard-{:05d}.f16"
+
+
+def hash_rows(item_ids: Tensor, num_hashes: int, rows_per_hash: int) -> Tensor:
+    """Row of the stacked table for each hash: int64 [n] -> int64 [n, k], column j within [j R, (j + 1) R).
+
+    splitmix64's finalizer over `id + (j + 1) * golden`; torch's int64 wraps on overflow and its right shift is
+    arithmetic, so the shifted-in sign bits are masked off.
+    """
+    seeds = torch.arange(1, num_hashes + 1, dtype=torch.int64, device=item_ids.device) * _GOLDEN
+    x = item_ids.unsqueeze(-1) + seeds  # [n, k]
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_1
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_2
+    x = x ^ ((x >> 31) & 0x1FFFFFFFF)
+    bucket = (x & 0x7FFFFFFFFFFFFFFF) % rows_per_hash
+    return bucket + torch.arange(num_hashes, dtype=torch.int64, device=item_ids.device) * rows_per_hash
+
+
+def gather_rows(rows: Tensor, shards: list[Tensor], rows_per_shard: int) -> Tensor:
+    """Rows of a table that is cut into row-range shards: int64 [m] -> [m, E]."""
+    if len(shards) == 1:
+        return shards[0].index_select(0, rows)
+    out = torch.empty([rows.size(0), shards[0].size(1)], dtype=shards[0].dtype)
+    for index, shard in enumerate(shards):
+        here = torch.nonzero(torch.div(rows, rows_per_shard, rounding_mode="floor") == index).squeeze(1)
+        if here.numel() > 0:
+            out.index_copy_(0, here, shard.index_select(0, rows.index_select(0, here) - index * rows_per_shard))
+    return out
+
+
+class HashIdEmbedding(nn.Module):
+    """The trained form: table [k * R, E] as a parameter."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_hashes = config.num_hashes
+        self.rows_per_hash = config.hash_rows
+        self.table = nn.Embedding(config.num_hashes * config.hash_rows, config.hash_dim)
+        self.mlp = mlp(config.num_hashes * config.hash_dim, config.id_dim, config.id_dim, 2)
+        nn.init.normal_(self.table.weight, std=0.1)
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        """Int64 [...] -> float [..., D_id]."""
+        flat = item_ids.reshape(-1)
+        rows = hash_rows(flat, self.num_hashes, self.rows_per_hash)  # [n, k]
+        hidden: Tensor = self.mlp(self.table(rows).flatten(1))  # [n, k E] -> [n, D_id]
+        return hidden.reshape(*item_ids.shape, hidden.size(-1))
+
+
+class ServedIdEmbedding(nn.Module):
+    """The served form: hashing and MLP only; the table comes in as shards."""
+
+    def __init__(self, trained: HashIdEmbedding) -> None:
+        super().__init__()
+        self.num_hashes = trained.num_hashes
+        self.rows_per_hash = trained.rows_per_hash
+        self.mlp = trained.mlp
+
+    def forward(self, item_ids: Tensor, shards: list[Tensor], rows_per_shard: int) -> Tensor:
+        """Int64 [n], FP16 shards [rows_per_shard, E] -> float32 [n, D_id]."""
+        rows = hash_rows(item_ids, self.num_hashes, self.rows_per_hash)  # [n, k]
+        picked = gather_rows(rows.reshape(-1), shards, rows_per_shard)  # [n k, E]
+        return self.mlp(picked.to(torch.float32).reshape(item_ids.size(0), -1))  # type: ignore[no-any-return]
+
+
+def export_id_embedding(trained: HashIdEmbedding, folder: Path, num_shards: int = 1) -> None:
+    """Write `id_embedding.pt` and `id_tables/` of a release."""
+    torch.jit.script(ServedIdEmbedding(trained).eval()).save(str(folder / "id_embedding.pt"))
+    table = trained.table.weight.detach().to(torch.float16).cpu().numpy()  # [k R, E]
+    rows_per_shard = -(-len(table) // num_shards)
+    tables = folder / "id_tables"
+    tables.mkdir()
+    for index in range(num_shards):
+        table[index * rows_per_shard : (index + 1) * rows_per_shard].tofile(tables / _SHARD_FILE.format(index))
+    shape = {"rows": len(table), "rows_per_shard": rows_per_shard, "row_dim": table.shape[1], "num_shards": num_shards}
+    (tables / "tables.json").write_text(json.dumps(shape))
+
+
+def open_shards(folder: Path) -> tuple[list[Tensor], int]:
+    """Memory-map `id_tables/` read-only. Returns FP16 shards and rows a shard. Raises InvalidRelease.
+
+    `torch.from_file` would create a missing file full of zeros, so existence and size are checked first; `shared=False`
+    keeps the mapping private (the pages are still shared until written, and nothing writes them).
+    """
+    shape = json.loads((folder / "tables.json").read_text())
+    shards = []
+    for index in range(shape["num_shards"]):
+        path = folder / _SHARD_FILE.format(index)
+        rows = min(shape["rows_per_shard"], shape["rows"] - index * shape["rows_per_shard"])
+        size = rows * shape["row_dim"]
+        if not path.is_file() or path.stat().st_size != 2 * size:
+            raise InvalidRelease(f"id_tables/{path.name} is missing or not {2 * size} bytes")
+        flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.float16)
+        shards.append(flat.reshape(rows, shape["row_dim"]))
+    return shards, shape["rows_per_shard"]
+
+
+class IdEmbedder:
+    """The `embed_items` stage: item ids -> id embeddings, one batched call."""
+
+    def __init__(self, module: torch.jit.ScriptModule, shards: list[Tensor], rows_per_shard: int) -> None:
+        self._module = module
+        self._shards = shards
+        self._rows_per_shard = rows_per_shard
+
+    @classmethod
+    def open(cls, release: Release) -> IdEmbedder:
+        """Load the module and map the tables of a release."""
+        shards, rows_per_shard = open_shards(release.path / "id_tables")
+        return cls(torch.jit.load(str(release.path / "id_embedding.pt")), shards, rows_per_shard)
+
+    @torch.inference_mode()
+    def embed(self, item_ids: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Int64 [n] -> float16 [n, D_id]."""
+        ids = torch.from_numpy(np.array(item_ids, dtype=np.int64))
+        id_emb: NDArray[np.float16] = self._module(ids, self._shards, self._rows_per_shard).to(torch.float16).numpy()
+        return id_emb
+
+    def run(self, batch: Sequence[EmbedItemsInput]) -> list[IdEmbeddings]:
+        """Embed all requests' ids at once and split the answer."""
+        lengths = [len(request.item_ids) for request in batch]
+        id_emb = self.embed(np.concatenate([request.item_ids for request in batch]))
+        return [IdEmbeddings(rows) for rows in np.split(id_emb, np.cumsum(lengths)[:-1])]

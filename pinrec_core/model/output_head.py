@@ -1,0 +1,44 @@
+"""Output head O of Eq. 1: an MLP on (hidden state, Phi), L2-normalized.
+
+Phi = (outcome, target offset, surface of the target) as the variant says: `uc` has neither outcome nor offset, `oc` no
+offset. The surface is ours, not the paper's (`surface_in_conditioning`).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pinrec_core.config import ModelConfig
+from pinrec_core.model.item_embedder import l2_normalize
+from pinrec_core.model.mlp import mlp
+
+
+class OutputHead(nn.Module):
+    """Conditioned hidden states -> embeddings in the items' space."""
+
+    def __init__(self, config: ModelConfig, num_outcomes: int, num_surfaces: int, max_offset: int) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.outcome = nn.Embedding(num_outcomes, width) if config.variant != "uc" else None
+        self.target_offset = nn.Embedding(max_offset, width) if config.variant == "mt_oc" else None
+        self.surface = nn.Embedding(num_surfaces + 1, width) if config.surface_in_conditioning else None
+        # A first layer on [hidden; Phi] is the sum of a layer on hidden and one on Phi; kept apart, the former runs
+        # once for all outcomes and offsets of a position, and the latter folds into the conditioning embeddings.
+        self.hidden = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.ReLU(), nn.LayerNorm(width), mlp(width, width, config.embedding_dim, config.head_layers - 1)
+        )
+
+    def forward(self, hidden: Tensor, outcome: Tensor, target_offset: Tensor, surface: Tensor) -> Tensor:
+        """Eq. 1: unit-length embeddings [..., D].
+
+        hidden [..., width]; outcome index, target_offset (from 1), surface code int64 [...]; leading shapes broadcast.
+        """
+        x = self.hidden(hidden)
+        if self.outcome is not None:
+            x = x + self.outcome(outcome)
+        if self.target_offset is not None:
+            x = x + self.target_offset(target_offset - 1)
+        if self.surface is not None:
+            x = x + self.surface(surface)
+        return l2_normalize(self.mlp(x))
