@@ -110,4 +110,5 @@ class Vocabulary:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Vocabulary:
         """Inverse of `to_dict`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)

@@ -60,7 +60,7 @@ def rollout_uncached(model: PinRec, inputs: SequenceInputs, branches: Branches, 
         for row in range(batch)
         for branch in range(num_branches)
     ]
-    return torch.stack(each).unflatten(0, (batch, num_branches))
+    return torch.stack(each).view(batch, num_branches, *each[0].shape)
 
 
 def _plain_branch(

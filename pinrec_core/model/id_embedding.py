@@ -132,9 +132,14 @@ class IdEmbedder:
 
     @classmethod
     def open(cls, release: Release) -> IdEmbedder:
-        """Load the module and map the tables of a release."""
-        shards, rows_per_shard = open_shards(release.path / "id_tables")
-        return cls(torch.jit.load(str(release.path / "id_embedding.pt")), shards, rows_per_shard)
+        """Open the ID embedding of a release."""
+        return cls.load(release.path)
+
+    @classmethod
+    def load(cls, folder: Path) -> IdEmbedder:
+        """Load the module and map the tables that `export_id_embedding` wrote to `folder`."""
+        shards, rows_per_shard = open_shards(folder / "id_tables")
+        return cls(torch.jit.load(str(folder / "id_embedding.pt")), shards, rows_per_shard)
 
     @torch.inference_mode()
     def embed(self, item_ids: NDArray[np.int64]) -> NDArray[np.float16]:

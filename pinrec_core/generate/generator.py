@@ -1,0 +1,97 @@
+"""The `generate` stage: histories -> kept embeddings and how many items each must fetch (paper, section 4.4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from pinrec_core.config import GenerateConfig
+from pinrec_core.errors import InvalidRelease
+from pinrec_core.generate.compress import allocate_to_embeddings, compress
+from pinrec_core.generate.rollout import Branches, rollout
+from pinrec_core.messages import Generated, GenerateInput
+from pinrec_core.model.inputs import collate
+from pinrec_core.model.pinrec import PinRec
+from pinrec_core.release import Release
+from pinrec_core.schema import Vocabulary
+
+
+class Generator:
+    """Rolls out a batch in one go, then compresses and allocates each request on its own."""
+
+    def __init__(self, model: PinRec, vocabulary: Vocabulary, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+        # INT8 content is dequantized to FP16 on a GPU (section 4.4.1); a CPU has no fast half precision.
+        self._dtype = torch.float16 if self._device.type == "cuda" else torch.float32
+        self._model = model.eval().to(self._device, self._dtype)
+        self._plan = model.config.generate
+        self._action_of_outcome = torch.from_numpy(vocabulary.action_of_outcome.astype(np.int64)).to(self._device)
+
+    @classmethod
+    def open(cls, release: Release, device: str = "cpu") -> Generator:
+        """Load the decoder of a release. Raises InvalidRelease if its weights do not fit its configuration."""
+        model = PinRec(release.config, release.vocabulary, release.content_dim, with_id_table=False)
+        try:
+            model.load_state_dict(load_file(release.path / "decoder.safetensors"))
+        except RuntimeError as error:
+            raise InvalidRelease(f"release {release.number}: decoder.safetensors does not fit config.json") from error
+        return cls(model, release.vocabulary, device)
+
+    def run(self, batch: Sequence[GenerateInput]) -> list[Generated]:
+        """One rollout for all requests; an outcome with count 0 gets no branch."""
+        active = [np.flatnonzero(request.counts) for request in batch]
+        embeddings = self.roll_out(batch, active)  # [B, A, M, D]
+        return [select(embeddings[row], outcomes, batch[row].counts, self._plan) for row, outcomes in enumerate(active)]
+
+    @torch.inference_mode()
+    def roll_out(self, batch: Sequence[GenerateInput], active: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Embeddings of each request's `active` outcomes: float32 [B, A, M, D], A the most of any request."""
+        width = max(1, max(len(outcomes) for outcomes in active))
+        # Rows with fewer branches repeat outcome 0; what those branches generate is not read.
+        padded = np.stack([np.pad(outcomes, (0, width - len(outcomes))) for outcomes in active])
+        outcomes = torch.from_numpy(padded).to(self._device)
+        branches = Branches(
+            outcomes=outcomes,
+            actions=self._action_of_outcome[outcomes],
+            surface=torch.tensor([request.surface for request in batch], device=self._device),
+            request_time_ms=torch.tensor([request.request_time_ms for request in batch], device=self._device),
+        )
+        inputs = collate(batch, [request.sequence_length for request in batch]).to(self._device, self._dtype)
+        embeddings: NDArray[np.float32] = rollout(self._model, inputs, branches, self._plan).float().cpu().numpy()
+        return embeddings
+
+
+def select(
+    embeddings: NDArray[np.float32], outcomes: NDArray[np.int64], counts: NDArray[np.int32], plan: GenerateConfig
+) -> Generated:
+    """Compress within each outcome and divide its count over the kept embeddings by their merge counts.
+
+    embeddings [A, M, D] (row a belongs to `outcomes[a]`), counts [num_outcomes]. An embedding allocated nothing is
+    dropped.
+    """
+    _, per_branch, dim = embeddings.shape
+    rows, allocations = [np.empty(0, np.int64)], [np.empty(0, np.int64)]  # rows of embeddings as [A M, D]
+    num_kept = 0
+    for branch, outcome in enumerate(outcomes):
+        kept, merged = compress(embeddings[branch], plan.compression_threshold)
+        allocation = allocate_to_embeddings(merged, int(counts[outcome]))
+        searched = np.flatnonzero(allocation)
+        rows.append(branch * per_branch + kept[searched])
+        allocations.append(allocation[searched])
+        num_kept += len(kept)
+    row = np.concatenate(rows)  # [K], by outcome, in generation order
+    branch_of, place = np.divmod(row, per_branch)
+    step, offset = np.divmod(place, plan.offsets_per_step)
+    return Generated(
+        embeddings=embeddings.reshape(-1, dim)[row],
+        allocation=np.concatenate(allocations).astype(np.int32),
+        outcome=np.asarray(outcomes)[branch_of].astype(np.int32),
+        step=step.astype(np.int32),
+        target_offset=(offset + 1).astype(np.int32),
+        num_generated=len(outcomes) * per_branch,
+        num_kept=num_kept,
+    )

@@ -1,0 +1,105 @@
+"""A trained model and its data set -> the next release (layout: `pinrec_core/release.py`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from pinrec_core import codec
+from pinrec_core.data.dataset import Dataset
+from pinrec_core.model.id_embedding import IdEmbedder, export_id_embedding
+from pinrec_core.model.pinrec import PinRec
+from pinrec_core.release import ReleaseFacts, publish
+from pinrec_core.retrieve.index import build_index
+from pinrec_core.schema import ItemType, Vocabulary
+
+_ITEMS_A_CALL = 8_192
+
+
+def export(
+    model: PinRec,
+    vocabulary: Vocabulary,
+    dataset: Dataset,
+    releases: Path,
+    metrics: Mapping[str, Any] | None = None,
+    id_shards: int = 1,
+) -> int:
+    """Publish `model` over `dataset`'s items as the next release under `releases`; returns its number."""
+    model = model.eval().cpu().float()
+    made_by = fingerprint(model)
+
+    def write(folder: Path) -> None:
+        assert model.id_embedding is not None
+        decoder = {k: v for k, v in model.state_dict().items() if not k.startswith("id_embedding.")}
+        save_file({k: v.contiguous() for k, v in decoder.items()}, folder / "decoder.safetensors")
+        export_id_embedding(model.id_embedding, folder, id_shards)
+        dataset.items.save(folder / "items")
+        dataset.text_encoder.save(folder / "text_encoder")
+        _write_popular(dataset, model.config.retrieve.popular_per_list, folder / "popular")
+        _write_display(dataset.titles, folder / "display")
+        pins = np.flatnonzero(dataset.items.types == ItemType.PIN)
+        vectors = pin_vectors(model, IdEmbedder.load(folder), dataset, pins)
+        build_index(np.asarray(dataset.items.ids)[pins], vectors, model.config.retrieve, folder / "index")
+        (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1))
+        (folder / "vocabulary.json").write_text(json.dumps(vocabulary.to_dict(), indent=1))
+
+    facts = ReleaseFacts(
+        item_embedder=made_by,
+        index_item_embedder=made_by,
+        watermark_ms=dataset.watermark_ms,
+        dataset=dataset.name,
+        metrics=dict(metrics or {}),
+    )
+    return publish(releases, facts, write)
+
+
+@torch.inference_mode()
+def pin_vectors(
+    model: PinRec, id_embedder: IdEmbedder, dataset: Dataset, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Item embeddings as serving makes them (FP16 table, INT8 content).
+
+    rows: int64 [n] of the item table. Returns float32 [n, D].
+    """
+    items = dataset.items
+    vectors = np.empty((len(rows), model.config.model.embedding_dim), np.float32)
+    for start in tqdm(range(0, len(rows), _ITEMS_A_CALL), desc="item vectors", unit="batch", leave=False):
+        part = rows[start : start + _ITEMS_A_CALL]
+        content = torch.from_numpy(codec.dequantize(items.content[part], items.scale[part]))
+        id_emb = torch.from_numpy(id_embedder.embed(items.ids[part]).astype(np.float32))
+        types = torch.from_numpy(items.types[part].astype(np.int64))
+        vectors[start : start + len(part)] = model.embed_items(content, types, id_emb).numpy()
+    return vectors
+
+
+def fingerprint(model: PinRec) -> str:
+    """sha256 over the weights that make an item's vector: the item embedder and the ID embedding."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(("item_embedder.", "id_embedding.")):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write_popular(dataset: Dataset, per_list: int, folder: Path) -> None:
+    folder.mkdir()
+    np.save(folder / "ids.npy", dataset.popular(per_list), allow_pickle=False)
+
+
+def _write_display(titles: Mapping[int, str], folder: Path) -> None:
+    """Titles for people who look at candidates; no stage reads them."""
+    folder.mkdir()
+    columns = {"item_id": pa.array(list(titles), pa.int64()), "title": pa.array(list(titles.values()), pa.string())}
+    pq.write_table(pa.table(columns), folder / "items.parquet")
