@@ -43,7 +43,7 @@ def test_normalize_survives_huge_and_tiny_weights():
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -0.1], [np.nan, 1.0], [np.inf, 1.0], []])
 def test_normalize_refuses(weights):
-    with pytest.raises(InvalidRequest, match="budget has value .* allowed: finite weights"):
+    with pytest.raises(InvalidRequest, match=r"budget has value .* allowed: finite weights"):
         normalize(np.array(weights))
 
 
