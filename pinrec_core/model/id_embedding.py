@@ -22,9 +22,6 @@ from pinrec_core.messages import EmbedItemsInput, IdEmbeddings
 from pinrec_core.model.mlp import mlp
 from pinrec_core.release import Release
 
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed int64: splitmix64's increment
-_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 _SHARD_FILE = "shard-{:05d}.f16"
 
 
@@ -32,12 +29,13 @@ def hash_rows(item_ids: Tensor, num_hashes: int, rows_per_hash: int) -> Tensor:
     """Row of the stacked table for each hash: int64 [n] -> int64 [n, k], column j within [j R, (j + 1) R).
 
     splitmix64's finalizer over `id + (j + 1) * golden`; torch's int64 wraps on overflow and its right shift is
-    arithmetic, so the shifted-in sign bits are masked off.
+    arithmetic, so the shifted-in sign bits are masked off. TorchScript closes over no globals: the constants
+    0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9 and 0x94D049BB133111EB stand here as signed integers.
     """
-    seeds = torch.arange(1, num_hashes + 1, dtype=torch.int64, device=item_ids.device) * _GOLDEN
+    seeds = torch.arange(1, num_hashes + 1, dtype=torch.int64, device=item_ids.device) * -7046029254386353131
     x = item_ids.unsqueeze(-1) + seeds  # [n, k]
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX_1
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX_2
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
     x = x ^ ((x >> 31) & 0x1FFFFFFFF)
     bucket = (x & 0x7FFFFFFFFFFFFFFF) % rows_per_hash
     return bucket + torch.arange(num_hashes, dtype=torch.int64, device=item_ids.device) * rows_per_hash

@@ -28,7 +28,7 @@ VERBS = {
     "data": Verb("services.cli.data", "Get, make and check event logs."),
     "train": Verb("services.cli.train", "Train a model on an event log."),
     "evaluate": Verb("services.cli.train", "Measure a trained model on users it has not seen."),
-    "export": Verb("services.cli.train", "Publish a trained model as the next release."),
+    "export": Verb("services.cli.export", "Publish a trained model as the next release."),
     "release": Verb("services.cli.release", "List, verify and activate releases."),
     "up": Verb("services.cli.up", "Start signals, Triton and gateway on this machine."),
     "recommend": Verb("services.cli.recommend", "Ask for one user's candidates and print them."),

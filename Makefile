@@ -1,0 +1,55 @@
+# PinRec in the open. `make` prints this help; everything it installs stays in .venv/ and .tools/.
+PYTHON ?= python3
+EXTRA  ?= cpu
+# A release of torch that is known to work; a machine without a GPU wants the CPU build of it (see README, "Install").
+TORCH  ?= torch==2.13.0
+WORLD  ?= movielens
+WORK   ?= work
+BIN    := .venv/bin
+PINREC := $(BIN)/pinrec
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check format test test-data demo up loadtest proto clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: .venv/.ready ## Virtual environment with the project (EXTRA=cpu|gpu) and a Triton server beside it
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA),train,dev]"
+	$(BIN)/python -m services.triton install
+	touch $@
+
+check: setup ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## Rewrite the code in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup ## All tests: unit, conformance, contract, congruence, end to end (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-data: setup ## Only the tests that read the public logs under PINREC_DATASETS
+	$(BIN)/python -m pytest -m data
+
+demo: setup ## Train, publish, serve and ask, in five minutes (WORLD=movielens|synthetic)
+	$(PINREC) demo --world $(WORLD) --work $(WORK)/demo-$(WORLD)
+
+up: setup ## Serve the demo's release until Ctrl-C and print calls to paste
+	$(PINREC) demo --world $(WORLD) --work $(WORK)/demo-$(WORLD) --stay
+
+loadtest: setup ## 60 seconds of locust against a running gateway (make up, in another terminal)
+	$(BIN)/locust -f loadtest/locustfile.py --headless --users 8 --spawn-rate 4 --run-time 60s --only-summary
+
+proto: setup ## Regenerate the stubs of services/proto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. services/proto/*.proto
+
+clean: ## Remove what make built (not work/)
+	rm -rf .venv .tools build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,37 @@
+"""`pinrec export`: publish a trained model as the next release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--run", "run_dir", required=True, type=_FOLDER, help="What `pinrec train` wrote.")
+@click.option("--data", "data_dir", required=True, type=_FOLDER, help="The event log it was trained on.")
+@click.option("--releases", required=True, type=_NEW_FOLDER, help="Folder of releases.")
+@click.option("--id-shards", default=1, show_default=True, help="Files that the ID table is cut into, by row range.")
+@click.option("--activate/--no-activate", default=True, show_default=True, help="Make it the release that is served.")
+def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, activate: bool) -> None:
+    """Publish a trained model as the next release.
+
+    Writes decoder weights, the ID embedding and its tables, the item table, popular lists, the text encoder and the
+    Faiss index to RELEASES/<n>, with a manifest of checksums, and renames it into place. The index covers the pins of
+    --data, so exporting again with a newer event log refreshes the corpus without training.
+    """
+    from pinrec_core.data.dataset import open_dataset
+    from pinrec_core.release import ServingState, write_serving_state
+    from pinrec_core.train import export as exporter
+    from pinrec_core.train.checkpoint import load_checkpoint, load_metrics
+
+    model, config, vocabulary = load_checkpoint(run_dir)
+    dataset = open_dataset(data_dir, config)
+    number = exporter.export(model, vocabulary, dataset, releases, load_metrics(run_dir), id_shards)
+    click.echo(f"release {number} published under {releases}")
+    if activate:
+        write_serving_state(releases, ServingState(active=number, open=(number,)))
+        click.echo(f"release {number} is active")
