@@ -2,7 +2,7 @@
 
 Position t has seen the first t events (0 is the start token). A target offset t' - t counts target events only: pins
 engaged with one of the vocabulary's positive actions. Search queries and other actions are context, never targets. The
-window is half-open: exactly `window_size` target events from t' on (Eq. 5 prints a closed one, which would be one more).
+window is half-open: exactly `window_size` target events from t' on (Eq. 5 prints a closed one: one more).
 Letters: B batch, T events, S offsets sampled a position, W window.
 """
 

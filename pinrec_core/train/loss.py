@@ -25,15 +25,16 @@ _MAX_LOGITS = 1 << 24
 def candidate_log_q(frequency: NDArray[np.float64], num_draws: int, random_share: float) -> NDArray[np.float32]:
     """log of the probability that an item is among a batch's candidates: [C] -> float32 [C].
 
-    frequency: Q(i), an item's share of the targets (from the count-min sketch); num_draws: targets in the batch (0 without
-    in-batch negatives); random_share: random negatives / corpus, drawn without replacement. Candidates are the union of
-    both, each item once, so an item is in with probability 1 - (1 - Q)^n (1 - r): one correction that is coherent for the
-    mixture. It tends to log(n Q) for rare items, which is the paper's log Q up to a constant, and to 0 when the random
-    negatives are the whole corpus, where the loss is the full softmax.
+    frequency: Q(i), an item's share of the targets (from the count-min sketch); num_draws: targets in the batch (0
+    without in-batch negatives); random_share: random negatives / corpus, drawn without replacement. Candidates are the
+    union of both, each item once, so an item is in with probability 1 - (1 - Q)^n (1 - r): one correction, coherent for
+    the mixture. It tends to log(n Q) for rare items, which is the paper's log Q up to a constant, and to 0 when the
+    random negatives are the whole corpus, where the loss is the full softmax.
     """
     with np.errstate(divide="ignore"):
         log_missed = num_draws * np.log1p(-np.minimum(frequency, 1.0)) + np.log1p(-random_share)
-        return np.log(-np.expm1(log_missed)).astype(np.float32)
+        log_q: NDArray[np.float32] = np.log(-np.expm1(log_missed)).astype(np.float32)
+    return log_q
 
 
 def sampled_softmax_loss(
@@ -48,9 +49,9 @@ def sampled_softmax_loss(
 ) -> Tensor:
     """Eq. 2 for each row's best target of its window (Eq. 5's min): [R].
 
-    predicted [R, D] and candidates [C, D], L2-normalized; targets int64 [R, W]: columns of `candidates`, valid where mask
-    (bool [R, W]; at least one a row); log_q [C] is subtracted from every scaled similarity; negative bool [C]: whether a
-    candidate serves as a negative. Accidental hits, negatives equal to any target of the row, are left out.
+    predicted [R, D] and candidates [C, D], L2-normalized; targets int64 [R, W]: columns of `candidates`, valid where
+    mask (bool [R, W]; at least one a row); log_q [C] is subtracted from every scaled similarity; negative bool [C]:
+    whether a candidate serves as a negative. Accidental hits, negatives equal to any target of the row, are left out.
     `window_pick`: "similarity" lets the plain similarity choose the target whose corrected loss is trained; with "loss"
     the smallest corrected loss counts, which favours the window's rarest item, since its correction is largest.
     """
