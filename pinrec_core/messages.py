@@ -2,8 +2,9 @@
 
 A field's name, Triton dtype and dims are said here once; `serving/contract.py` derives each stage's tensors from it
 and a test holds every `config.pbtxt` to that. Letters in dims: T history, S seen items, E excluded items, A outcomes,
-K kept embeddings (after compression), D embedding, D_sem content, D_id id embedding, N candidates. Scalars have no
-dims here and travel as `[1]`. Arrays are numpy without a batch axis: a message is one user's request.
+K kept embeddings (after compression), D embedding, D_sem content, D_id id embedding, N candidates, Q bytes of text.
+Scalars have no dims here and travel as `[1]`; text travels as its UTF-8 bytes (`serving/triton_io.py` says why). Arrays
+are numpy without a batch axis: a message is one user's request.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Status(IntFlag):
 UserId = Annotated[int, Tensor("INT64")]
 SurfaceCode = Annotated[int, Tensor("INT32")]
 Counts = Annotated[NDArray[np.int32], Tensor("INT32", ("A",))]
-SearchQuery = Annotated[str, Tensor("STRING")]
+SearchQuery = Annotated[str, Tensor("UINT8", ("Q",))]
 ExcludeItemIds = Annotated[NDArray[np.int64], Tensor("INT64", ("E",))]
 IncludeSeen = Annotated[bool, Tensor("BOOL")]
 RequestTimeMs = Annotated[int, Tensor("INT64")]
