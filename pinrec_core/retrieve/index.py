@@ -1,0 +1,290 @@
+"""The item index: build, save, open, search (paper, section 4.4.4). Faiss only; torch must never be imported here.
+
+An index folder holds `index.faiss`, `ids.npy` (int64 [N]: the item id of each Faiss row) and `index.json` (its facts).
+Similarity is the inner product throughout. Faiss aborts the process on errors inside its parallel regions, so whatever
+reaches it has been checked: queries here, files when they are opened.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from pinrec_core.config import RetrieveConfig
+from pinrec_core.errors import InvalidConfig, InvalidData, InvalidRelease, InvalidRequest
+from pinrec_core.retrieve.tuning import choose_nprobe, exact_kth_scores, measure_recall
+
+FORMAT = 1
+FLAT_BELOW = 20_000
+"""`auto`: corpora smaller than this are searched exactly."""
+POINTS_PER_CELL = 64
+"""k-means gets this many vectors a cell (Faiss asks for 39 to 256), and no corpus gets more cells than that allows."""
+RECALL_AT = 100
+NUM_TUNING_QUERIES = 256
+_HNSW_LINKS = 32
+_SMALLEST_BUCKET = 16
+_EXHAUSTIVE_CHUNK = 64
+_CODES = {"sq8": "QT_8bit", "fp16": "QT_fp16"}
+
+Hits = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Item ids int64 [<= k] and their inner products float32 [<= k], descending."""
+
+
+class Index(ABC):
+    """Nearest items by inner product. Safe to search from several threads."""
+
+    def __init__(self, index: Any, ids: NDArray[np.int64], num_threads: int = 0) -> None:
+        self._index = index
+        self._ids = np.asarray(ids)
+        self._num_threads = num_threads
+
+    @property
+    def dim(self) -> int:
+        """D of the queries."""
+        return int(self._index.d)
+
+    @property
+    def num_items(self) -> int:
+        """N: size of the corpus."""
+        return len(self._ids)
+
+    def search(self, queries: NDArray[np.floating], ks: Sequence[int] | NDArray[np.integer]) -> list[Hits]:
+        """Nearest items of each query: queries float [n, D], ks [n] >= 1 -> n times (ids, scores).
+
+        Each result has exactly min(k, N) distinct items, by descending score. Raises InvalidRequest if the queries have
+        another width, hold NaN or infinity, or a k is below 1.
+        """
+        queries, ks = self._checked(queries, np.asarray(ks))
+        results: list[Hits] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+        buckets = np.array([max(_SMALLEST_BUCKET, 1 << int(k - 1).bit_length()) for k in ks], dtype=np.int64)
+        if self._num_threads:
+            faiss.omp_set_num_threads(self._num_threads)  # OpenMP keeps it per calling thread
+        for bucket in np.unique(buckets):  # one k a Faiss call: a bucket wastes less than the largest k would
+            members = np.flatnonzero(buckets == bucket)
+            scores, rows = self._nearest(queries[members], min(int(bucket), self.num_items))
+            item_ids = self._ids[rows]
+            for place, (member, k) in enumerate(zip(members.tolist(), ks[members].tolist(), strict=True)):
+                results[member] = item_ids[place, :k], scores[place, :k]
+        return results
+
+    @abstractmethod
+    def _nearest(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """[n, D] -> scores and rows [n, k], none missing; k <= N."""
+
+    def _checked(
+        self, queries: NDArray[np.floating], ks: NDArray[np.integer]
+    ) -> tuple[NDArray[np.float32], NDArray[np.integer]]:
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise InvalidRequest("embeddings", queries.shape, f"shape [n, {self.dim}]")
+        if ks.shape != queries.shape[:1] or (ks < 1).any():
+            raise InvalidRequest("k", ks.tolist(), f"{len(queries)} numbers of at least 1")
+        ks = np.minimum(ks, self.num_items)
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, which the next line refuses
+            queries32 = np.ascontiguousarray(queries, dtype=np.float32)
+        if not np.isfinite(queries32).all():
+            raise InvalidRequest("embeddings", "NaN or infinity", "finite numbers")
+        return queries32, ks
+
+
+class FlatIndex(Index):
+    """Exact search over every item: for small corpora, and the oracle of the other kind."""
+
+    def _nearest(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        scores, rows = self._index.search(queries, k)
+        return scores, rows
+
+
+class IvfHnswIndex(Index):
+    """Cells around k-means centroids that an HNSW graph finds; `nprobe` cells are scanned, more for a large k."""
+
+    def __init__(self, index: Any, ids: NDArray[np.int64], nprobe: int, ef_search: int, num_threads: int = 0) -> None:
+        super().__init__(index, ids, num_threads)
+        self._nprobe = nprobe
+        self._ef_search = ef_search
+        self._centroids = faiss.downcast_index(index.quantizer).reconstruct_n(0, index.nlist)
+        # Faiss's Python call for an exhaustive scan takes its width from here; every other search passes its own.
+        index.nprobe = index.nlist
+
+    def _nearest(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        scores, rows = self._index.search(queries, k, params=self._parameters(k))
+        short = np.flatnonzero(rows[:, -1] < 0)  # Faiss pads with row -1 where the probed cells held too few items
+        for chunk in np.split(short, range(_EXHAUSTIVE_CHUNK, len(short), _EXHAUSTIVE_CHUNK)):
+            if len(chunk):
+                scores[chunk], rows[chunk] = self._nearest_in_all_cells(queries[chunk], k)
+        return scores, rows
+
+    def _parameters(self, k: int) -> Any:
+        """Per call, since threads share an index: probe cells that hold 2 k items on average, and at least `nprobe`."""
+        for_k = -(-2 * k * self._index.nlist // self.num_items)
+        nprobe = min(max(self._nprobe, for_k), self._index.nlist)
+        ef_search = self._ef_search if nprobe <= self._nprobe else max(self._ef_search, 2 * nprobe)
+        graph = faiss.SearchParametersHNSW(efSearch=ef_search)  # Faiss's own default is 16 whatever nprobe is
+        return faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=graph)
+
+    def _nearest_in_all_cells(
+        self, queries: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scan every cell. The graph is left out, since it does not promise to reach each centroid."""
+        to_cells = queries @ self._centroids.T
+        cells = np.broadcast_to(np.arange(self._index.nlist), to_cells.shape)
+        scores, rows = self._index.search_preassigned(queries, k, cells, to_cells)
+        return scores, rows
+
+
+def build_index(
+    ids: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+    config: RetrieveConfig,
+    folder: Path,
+    queries: NDArray[np.float32] | None = None,
+) -> dict[str, Any]:
+    """Build the index of a corpus and write it into the new `folder`.
+
+    ids: int64 [N], distinct. vectors: float32 [N, D], L2-normalized. queries: float32 [Q, D], generated embeddings to
+    choose nprobe on; without them, corpus vectors that k-means did not see (it sees all of a corpus below 1,024), which
+    are easier to find than generated embeddings. Returns the facts for the manifest, as in
+    index.json: kind, codes, num_items, dim, nlist, nprobe, ef_search, recall (at `recall_at`, against exact search),
+    recall_target. Raises InvalidData if the vectors are empty, not finite or do not fit the ids; InvalidConfig if
+    retrieve.nlist does not fit the corpus.
+    """
+    _check_corpus(ids, vectors)
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    flat = config.kind == "flat" or (config.kind == "auto" and len(ids) < FLAT_BELOW)
+    index, search_facts = _build_flat(vectors) if flat else _build_ivf_hnsw(vectors, config, queries)
+    facts = {
+        "format": FORMAT,
+        "num_items": len(ids),
+        "dim": vectors.shape[1],
+        "recall_target": config.recall_target,
+        **search_facts,
+    }
+    folder.mkdir(parents=True)
+    faiss.write_index(index, str(folder / "index.faiss"))
+    np.save(folder / "ids.npy", np.asarray(ids, dtype=np.int64), allow_pickle=False)
+    (folder / "index.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    return facts
+
+
+def open_index(folder: Path, num_threads: int = 0) -> Index:
+    """Memory-map an index folder. num_threads: of Faiss in each search, 0 = OpenMP's default. Raises InvalidRelease."""
+    facts = _read_facts(folder)
+    try:
+        # IFC = in-memory inverted lists over the mapped file: shared pages at RAM speed, unlike IO_FLAG_MMAP.
+        index = faiss.read_index(str(folder / "index.faiss"), faiss.IO_FLAG_MMAP_IFC)
+        ids = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+    except (RuntimeError, MemoryError, OSError, ValueError) as error:
+        raise InvalidRelease(f"index: index.faiss or ids.npy cannot be opened: {type(error).__name__}") from error
+    kind = (
+        "ivf_hnsw" if isinstance(index, faiss.IndexIVF) else "flat" if isinstance(index, faiss.IndexFlat) else "other"
+    )
+    found = {"kind": kind, "num_items": index.ntotal, "dim": index.d}
+    expected = {key: facts.get(key) for key in found}
+    if found != expected:
+        raise InvalidRelease(f"index: index.faiss holds {found}; index.json: {expected}")
+    if ids.shape != (index.ntotal,) or ids.dtype != np.int64:
+        raise InvalidRelease(f"index: ids.npy is {ids.dtype} {list(ids.shape)}; allowed: int64 [{index.ntotal}]")
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise InvalidRelease("index: index.faiss does not compare by inner product")
+    if facts["kind"] == "flat":
+        return FlatIndex(index, ids, num_threads)
+    return IvfHnswIndex(index, ids, facts["nprobe"], facts["ef_search"], num_threads)
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((folder / "index.json").read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidRelease(f"index: index.json is missing or not JSON: {type(error).__name__}") from error
+    numbers = ("num_items", "dim", "nprobe", "ef_search")
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise InvalidRelease(f"index: index.json is not of format {FORMAT}")
+    for key in numbers:
+        if not isinstance(facts.get(key), int):
+            raise InvalidRelease(f"index: index.json has {key} {facts.get(key)!r}; allowed: an integer")
+    return facts
+
+
+def _check_corpus(ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+    if not len(ids) or vectors.ndim != 2 or len(vectors) != len(ids):
+        raise InvalidData(f"index: {len(ids)} ids and vectors {list(vectors.shape)}; allowed: [N], [N, D] with N > 0")
+    if len(np.unique(ids)) != len(ids):
+        raise InvalidData(f"index: {len(ids) - len(np.unique(ids))} of {len(ids)} item ids are duplicates")
+    bad = ~np.isfinite(vectors).all(axis=1)
+    if bad.any():
+        raise InvalidData(f"index: {bad.sum()} vectors hold NaN or infinity; first item ids {ids[bad][:5].tolist()}")
+
+
+def _build_flat(vectors: NDArray[np.float32]) -> tuple[Any, dict[str, Any]]:
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    exact = {"recall": 1.0, "recall_at": min(RECALL_AT, len(vectors))}
+    return index, {"kind": "flat", "codes": "float32", "nlist": 0, "nprobe": 0, "ef_search": 0, **exact}
+
+
+def _build_ivf_hnsw(
+    vectors: NDArray[np.float32], config: RetrieveConfig, queries: NDArray[np.float32] | None
+) -> tuple[Any, dict[str, Any]]:
+    shuffled = np.random.default_rng(0).permutation(len(vectors))
+    held_out = shuffled[:NUM_TUNING_QUERIES]
+    nlist = _num_cells(len(vectors), config)
+    unseen = shuffled[NUM_TUNING_QUERIES:] if len(vectors) >= 4 * NUM_TUNING_QUERIES else shuffled
+    sample = unseen[: POINTS_PER_CELL * nlist]
+    index = _train(vectors[np.sort(sample)], nlist, config.codes)
+    index.add(vectors)
+    queries = vectors[held_out] if queries is None else queries[:NUM_TUNING_QUERIES]
+    facts = {"kind": "ivf_hnsw", "codes": config.codes, "nlist": nlist}
+    return index, {**facts, **_tune(index, vectors, queries, config)}
+
+
+def _num_cells(num_items: int, config: RetrieveConfig) -> int:
+    """The power of two nearest to 4 sqrt(N), so that finding cells and scanning them cost about the same."""
+    if config.nlist > num_items:
+        raise InvalidConfig(f"retrieve.nlist has value {config.nlist}; allowed: at most the {num_items} items")
+    by_size = 1 << round(np.log2(4 * np.sqrt(num_items)))
+    return config.nlist or max(1, min(by_size, num_items // POINTS_PER_CELL))
+
+
+def _train(sample: NDArray[np.float32], nlist: int, codes: str) -> Any:
+    """An empty, trained IVF index. The metric is said twice: a quantizer left to its default would compare by L2."""
+    dim, metric = sample.shape[1], faiss.METRIC_INNER_PRODUCT
+    quantizer = faiss.IndexHNSWFlat(dim, _HNSW_LINKS, metric)
+    quantizer.hnsw.efSearch = 2 * _HNSW_LINKS  # while items are assigned to cells
+    if codes == "float32":
+        index = faiss.IndexIVFFlat(quantizer, dim, nlist, metric)
+    else:
+        code_type = getattr(faiss.ScalarQuantizer, _CODES[codes])
+        index = faiss.IndexIVFScalarQuantizer(quantizer, dim, nlist, code_type, metric)
+    index.own_fields = True
+    quantizer.this.disown()
+    index.cp.min_points_per_centroid = 1  # fewer than 39 is the caller's choice, not a line on stderr
+    index.quantizer_trains_alone = 2  # k-means over exact distances, then the graph over its centroids
+    index.train(sample)
+    return index
+
+
+def _tune(
+    index: Any, vectors: NDArray[np.float32], queries: NDArray[np.float32], config: RetrieveConfig
+) -> dict[str, Any]:
+    """Choose nprobe and ef_search by the recall of the class that serves them."""
+    k = min(RECALL_AT, len(vectors))
+    kth_scores = exact_kth_scores(_build_flat(vectors)[0], queries, k)
+    rows = np.arange(len(vectors))
+
+    def ef_search(nprobe: int) -> int:
+        return config.ef_search or 2 * nprobe
+
+    def recall(nprobe: int) -> float:
+        served = IvfHnswIndex(index, rows, nprobe, ef_search(nprobe))
+        found = np.stack([hits[0] for hits in served.search(queries, [k] * len(queries))])
+        return measure_recall(vectors, queries, found, kth_scores)
+
+    fixed = min(config.nprobe, index.nlist)
+    nprobe, reached = (fixed, recall(fixed)) if fixed else choose_nprobe(recall, index.nlist, config.recall_target)
+    return {"nprobe": nprobe, "ef_search": ef_search(nprobe), "recall": round(reached, 4), "recall_at": k}
