@@ -31,6 +31,7 @@ VERBS = {
     "export": Verb("services.cli.export", "Publish a trained model as the next release."),
     "release": Verb("services.cli.release", "List, verify and activate releases."),
     "up": Verb("services.cli.up", "Start signals, Triton and gateway on this machine."),
+    "demo": Verb("services.cli.demo", "The whole story on one machine, told with the other verbs."),
     "recommend": Verb("services.cli.recommend", "Ask for one user's candidates and print them."),
     "events": Verb("services.cli.events", "Append events to a user's history, or look at it."),
 }
