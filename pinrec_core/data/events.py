@@ -1,0 +1,270 @@
+"""The event log of a folder: read, checked and repaired, as plain columns. Ten million events fit in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pinrec_core.data.parquet import (
+    EVENT_COLUMNS,
+    OPTIONAL_EVENT_COLUMNS,
+    NameCodes,
+    check_schemas,
+    columns_of,
+    count_rows,
+    find_files,
+    integers,
+    read_batches,
+)
+from pinrec_core.data.problems import Findings
+from pinrec_core.schema import FIRST_WALL_CLOCK_MS, ITEM_TYPE_NAMES, SEARCH_ACTION, ItemType
+from pinrec_core.text_encoder import normalize_text, query_item_id
+
+EVENTS = "events.parquet"
+_READ_IF_PRESENT = {"event_id": "uint64", "text": "string"}
+_FIRST_PLAUSIBLE_MS = 100_000_000_000
+"""March 1973: a wall-clock time below it is one in seconds."""
+_LAST_PLAUSIBLE_MS = 100_000_000_000_000
+"""The year 5138: a time above it is one in micro- or nanoseconds."""
+
+
+@dataclass
+class EventLog:
+    """Columns of equal length [E]; names are codes into `action_names` and `surface_names`."""
+
+    user_ids: NDArray[np.int64]
+    item_ids: NDArray[np.int64]
+    item_types: NDArray[np.int32]
+    actions: NDArray[np.int32]
+    surfaces: NDArray[np.int32]
+    timestamps_ms: NDArray[np.int64]
+    event_ids: NDArray[np.int64] | None = None
+    """The bits of the uint64 `event_id`, where the log has them."""
+    type_names: list[str] = field(default_factory=list)
+    action_names: list[str] = field(default_factory=list)
+    surface_names: list[str] = field(default_factory=list)
+    query_texts: dict[int, str] = field(default_factory=dict)
+    """Text of each search query by item id."""
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def take(self, at: NDArray[Any]) -> None:
+        """Keep the rows chosen by a mask or an order, column by column (so that one column at a time is copied)."""
+        for column in fields(self):
+            values = getattr(self, column.name)
+            if isinstance(values, np.ndarray):
+                setattr(self, column.name, values[at])
+
+    def show(self, at: int) -> str:
+        """One row in words, for messages."""
+        action = self.action_names[self.actions[at]] if self.actions[at] >= 0 else "null"
+        return f"user_id {self.user_ids[at]}, item_id {self.item_ids[at]}, {action}, {self.timestamps_ms[at]}"
+
+
+def read_events(folder: Path, findings: Findings, progress: bool = False) -> EventLog | None:
+    """Read and check the events of `folder`, in file order; None if they cannot be read at all.
+
+    Item ids of search queries are replaced by the hash of their text (a repair, counted where they differed).
+    """
+    files = find_files(folder, "events", findings)
+    if not files or not check_schemas(folder, files, EVENT_COLUMNS, OPTIONAL_EVENT_COLUMNS, findings):
+        return None
+    name = EVENTS if files[0].name == EVENTS else "events/"
+    if not count_rows(files):
+        findings.file(name, "has no rows")
+        return None
+    try:
+        log = _Reader(files, folder / "events", name, findings).read(progress)
+    except pa.ArrowException as error:
+        findings.file(name, f"cannot be read: {str(error).splitlines()[0]}")
+        return None
+    _check_times(log, name, findings)
+    return log
+
+
+def repair_events(log: EventLog, unlisted: NDArray[np.bool_], findings: Findings, name: str = EVENTS) -> None:
+    """Drop exact duplicates and pins that items.parquet lacks (`unlisted` bool [E]); sort by user, time and row.
+
+    Every repair is counted. A pin outside the catalog has no content and must not be recommended, so its events go.
+    """
+    _find_disorder(log, name, findings)
+    repeated = _find_duplicates(log, name, findings)
+    findings.rows((name, "item_id"), "is a pin that items.parquet lacks", unlisted, log.show, repair="dropped")
+    if repeated.any() or unlisted.any():
+        log.take(~(repeated | unlisted))
+    log.take(np.lexsort((log.timestamps_ms, log.user_ids)))
+    if not len(log):
+        findings.file(name, "has no event left of an item that items.parquet lists")
+
+
+class _Reader:
+    """Turns record batches into columns, remembering what nulls and queries it met."""
+
+    def __init__(self, files: list[Path], base: Path, name: str, findings: Findings) -> None:
+        self._files, self._base, self._name, self._findings = files, base, name, findings
+        available = columns_of(files)
+        optional = {name: kind for name, kind in _READ_IF_PRESENT.items() if name in available}
+        self._columns = {**EVENT_COLUMNS, **optional}
+        self._codes = {"item_type": NameCodes(ITEM_TYPE_NAMES), "action": NameCodes(), "surface": NameCodes()}
+        self._nulls: dict[str, list[NDArray[np.int64]]] = {}
+        self._ids_of_text: dict[str, int] = {}
+        self._query_texts: dict[int, str] = {}
+        self._textless: list[NDArray[np.int64]] = []
+        self._renamed: list[NDArray[np.int64]] = []
+
+    def read(self, progress: bool) -> EventLog:
+        columns: dict[str, list[NDArray[Any]]] = {name: [] for name in self._columns if name != "text"}
+        start, total = 0, count_rows(self._files)
+        bar = tqdm(total=total, desc="reading events", unit="row", unit_scale=True, disable=not progress)
+        for batch in read_batches(self._files, self._base, self._columns):
+            values = {name: self._column(name, batch.column(name), start) for name in columns}
+            texts = batch.column("text") if "text" in self._columns else pa.nulls(len(batch), pa.string())
+            self._read_queries(values, texts, start)
+            for name, part in values.items():
+                columns[name].append(part)
+            start += len(batch)
+            bar.update(len(batch))
+        bar.close()
+        log = self._log({name: np.concatenate(columns.pop(name)) for name in list(columns)})
+        self._report(log)
+        return log
+
+    def _column(self, name: str, column: pa.Array, start: int) -> NDArray[Any]:
+        if name in self._codes:
+            values: NDArray[Any] = self._codes[name].encode(column)
+            nulls = np.flatnonzero(values < 0)
+        else:
+            values, nulls = integers(column)
+        if len(nulls):
+            self._nulls.setdefault(name, []).append(start + nulls)
+        return values
+
+    def _read_queries(self, values: dict[str, NDArray[Any]], texts: pa.Array, start: int) -> None:
+        """Give each search_query row the id of its text; remember rows without text and rows whose id was another."""
+        at = np.flatnonzero(values["item_type"] == ItemType.SEARCH_QUERY)
+        if not len(at):
+            return
+        taken = texts.take(pa.array(at))
+        encoded = taken if pa.types.is_dictionary(taken.type) else taken.cast(pa.string()).dictionary_encode()
+        codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        has_text = np.zeros(len(encoded.dictionary) + 1, dtype=bool)
+        ids = np.zeros(len(encoded.dictionary) + 1, dtype=np.int64)
+        for code, text in enumerate(encoded.dictionary.to_pylist()):
+            if text is not None and text not in self._ids_of_text and normalize_text(text):
+                self._ids_of_text[text] = query_item_id(text)
+                self._query_texts.setdefault(self._ids_of_text[text], text)
+            if text in self._ids_of_text:
+                has_text[code], ids[code] = True, self._ids_of_text[text]
+        self._textless.append(start + at[~has_text[codes]])
+        named = at[has_text[codes]]
+        wanted = ids[codes[has_text[codes]]]
+        self._renamed.append(start + named[values["item_id"][named] != wanted])
+        item_ids = values["item_id"].copy()
+        item_ids[named] = wanted
+        values["item_id"] = item_ids
+
+    def _log(self, columns: dict[str, NDArray[Any]]) -> EventLog:
+        return EventLog(
+            user_ids=columns["user_id"],
+            item_ids=columns["item_id"],
+            item_types=columns["item_type"],
+            actions=columns["action"],
+            surfaces=columns["surface"],
+            timestamps_ms=columns["timestamp_ms"],
+            event_ids=columns.get("event_id"),
+            type_names=self._codes["item_type"].names,
+            action_names=self._codes["action"].names,
+            surface_names=self._codes["surface"].names,
+            query_texts=self._query_texts,
+        )
+
+    def _report(self, log: EventLog) -> None:
+        findings, name = self._findings, self._name
+        for column, parts in self._nulls.items():
+            findings.rows((name, column), "is null", np.concatenate(parts), log.show)
+        is_query = log.item_types == ItemType.SEARCH_QUERY
+        findings.rows(
+            (name, "item_type"), f"is unknown; allowed: {', '.join(ITEM_TYPE_NAMES)}",
+            log.item_types >= len(ITEM_TYPE_NAMES), lambda row: repr(log.type_names[log.item_types[row]]),
+        )  # fmt: skip
+        findings.rows((name, "text"), "is empty for a search_query", np.concatenate([_NONE, *self._textless]), log.show)
+        findings.rows(
+            (name, "item_id"), "is not the 64-bit hash of the query's normalized text",
+            np.concatenate([_NONE, *self._renamed]), log.show, repair="hashed from the text",
+        )  # fmt: skip
+        search = log.action_names.index(SEARCH_ACTION) if SEARCH_ACTION in log.action_names else -2
+        findings.rows(
+            (name, "action"), f"is unknown for a search_query; allowed: {SEARCH_ACTION}",
+            is_query & (log.actions != search) & (log.actions >= 0), log.show,
+        )  # fmt: skip
+        findings.rows(
+            (name, "action"), f"is {SEARCH_ACTION} on a pin; it belongs to search_query rows",
+            ~is_query & (log.actions == search), log.show,
+        )  # fmt: skip
+        for column, codes, names in (
+            ("action", log.actions, log.action_names),
+            ("surface", log.surfaces, log.surface_names),
+        ):
+            if "" in names:
+                findings.rows((name, column), "is empty", codes == names.index(""), log.show)
+
+
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+def _check_times(log: EventLog, name: str, findings: Findings) -> None:
+    times = log.timestamps_ms
+    place = (name, "timestamp_ms")
+    findings.rows(place, "is negative", times < 0, log.show)
+    seconds = (times >= FIRST_WALL_CLOCK_MS) & (times < _FIRST_PLAUSIBLE_MS)
+    what = f"looks like seconds, must be milliseconds since 1970 (below {FIRST_WALL_CLOCK_MS:,}: the order only)"
+    findings.rows(place, what, seconds, log.show)
+    what = "looks like micro- or nanoseconds, must be milliseconds since 1970"
+    findings.rows(place, what, times >= _LAST_PLAUSIBLE_MS, log.show)
+
+
+def _find_disorder(log: EventLog, name: str, findings: Findings) -> None:
+    """Count rows that come after a newer row of the same user."""
+    by_user = np.argsort(log.user_ids, kind="stable")
+    users, times = log.user_ids[by_user], log.timestamps_ms[by_user]
+    late = by_user[1:][(users[1:] == users[:-1]) & (times[1:] < times[:-1])]
+    what = "is older than the same user's row before it"
+    findings.rows((name, "timestamp_ms"), what, np.sort(late), log.show, repair="sorted by time")
+
+
+def _find_duplicates(log: EventLog, name: str, findings: Findings) -> NDArray[np.bool_]:
+    """bool [E]: rows equal to an earlier one. Rows with distinct event ids are distinct events, whatever they share."""
+    values: list[NDArray[Any]] = [
+        log.user_ids,
+        log.item_ids,
+        log.item_types,
+        log.actions,
+        log.surfaces,
+        log.timestamps_ms,
+    ]
+    event_ids = log.event_ids
+    repeated = _repeats(values + ([] if event_ids is None else [event_ids]))
+    if event_ids is not None:
+        reused = _repeats([event_ids]) & ~repeated
+        findings.rows((name, "event_id"), "was used before by another event", reused, log.show)
+    findings.rows((name, ""), "repeats an earlier row exactly", repeated, log.show, repair="dropped")
+    return repeated
+
+
+def _repeats(columns: list[NDArray[Any]]) -> NDArray[np.bool_]:
+    """bool [E]: whether an earlier row has the same values in all columns."""
+    order = np.lexsort(columns)
+    same = np.ones(max(len(order) - 1, 0), dtype=bool)
+    for column in columns:
+        placed = column[order]
+        same &= placed[1:] == placed[:-1]
+    repeated = np.zeros(len(order), dtype=bool)
+    repeated[order[1:][same]] = True
+    return repeated
