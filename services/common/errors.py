@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 
 
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
-    """Status code and message for a client. What is not a PinrecError is logged with its traceback and hidden."""
+    """Status code and message for a client. What is not a PinrecError is hidden; INTERNAL is logged with its causes."""
+    code, message = grpc.StatusCode.INTERNAL, INTERNAL_MESSAGE
     if isinstance(error, errors.PinrecError):
-        return STATUS_OF[type(error)], error.message
-    log.error("unexpected error", exc_info=error)
-    return grpc.StatusCode.INTERNAL, INTERNAL_MESSAGE
+        code, message = STATUS_OF[type(error)], error.message
+    if code is grpc.StatusCode.INTERNAL:
+        log.error("internal error", exc_info=error)
+    return code, message

@@ -128,6 +128,11 @@ class GrpcServer:
         log.info("stopped")
 
 
+def configure_logging() -> None:
+    """Log lines of a process to stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
 Handler = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
 

@@ -1,0 +1,66 @@
+"""The ensemble as one call: a message to tensors, tensors to an answer, Triton's errors to ours."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import tritonclient.grpc.aio as triton
+from tritonclient.utils import InferenceServerException
+
+from pinrec_core.messages import CandidateRequest
+from pinrec_core.serving.contract import ENSEMBLE, STAGES
+from pinrec_core.serving.error_words import error_from_text
+from pinrec_core.serving.triton_io import decode_fields, encode_fields
+from services.gateway.reply import EnsembleAnswer
+
+CHANNEL_OPTIONS = [
+    ("grpc.lb_policy_name", "round_robin"),  # with dns:///, over every replica behind a headless service
+    ("grpc.max_reconnect_backoff_ms", 1_000),  # a restarted Triton is found again within a second
+    ("grpc.max_receive_message_length", 16 << 20),
+]
+
+_ECHOES = {name for stage in STAGES for name in (stage.release_tensor, stage.elapsed_tensor)}
+_FIELDS = tuple(spec for spec in ENSEMBLE.outputs if spec.name not in _ECHOES)
+
+log = logging.getLogger(__name__)
+
+
+class Ensemble:
+    """A Triton that serves the `pinrec` ensemble at `address` ("host:port" or "dns:///name:port")."""
+
+    def __init__(self, address: str) -> None:
+        self._client = triton.InferenceServerClient(address, channel_args=CHANNEL_OPTIONS)
+
+    async def infer(self, request: CandidateRequest, timeout_s: float, request_id: str) -> EnsembleAnswer:
+        """One user's request through all four stages.
+
+        Raises DeadlineExceeded after `timeout_s`, Unavailable if Triton or a stage is down, else what the stage raised.
+        """
+        arrays = encode_fields(ENSEMBLE.inputs, request)
+        inputs = []
+        for spec in ENSEMBLE.inputs:
+            batch_of_one = arrays[spec.name][None]
+            tensor = triton.InferInput(spec.name, list(batch_of_one.shape), spec.dtype)
+            inputs.append(tensor.set_data_from_numpy(batch_of_one))
+        try:
+            result = await self._client.infer(
+                ENSEMBLE.name, inputs, request_id=request_id, client_timeout=max(timeout_s, 0.0)
+            )
+        except InferenceServerException as error:
+            log.debug("Triton: %s", error)
+            raise error_from_text(str(error.message()), str(error.status())) from error
+        return _decode(result)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._client.close()
+
+
+def _decode(result: Any) -> EnsembleAnswer:
+    arrays = {spec.name: result.as_numpy(spec.name)[0] for spec in ENSEMBLE.outputs}
+    return EnsembleAnswer(
+        **decode_fields(_FIELDS, arrays),
+        stage_us={stage.name: int(arrays[stage.elapsed_tensor][0]) for stage in STAGES},
+        stage_releases={stage.name: int(arrays[stage.release_tensor][0]) for stage in STAGES},
+    )
