@@ -1,0 +1,34 @@
+"""Adapter of the `generate` stage: the decoder, on the device of its instance."""
+
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from pinrec_core.generate.generator import Generator
+from pinrec_core.release import Release
+from pinrec_core.serving.contract import GENERATE
+from pinrec_core.serving.open_releases import InlineExecutor, Stage
+from pinrec_core.serving.stage_host import start_host
+from pinrec_core.serving.triton_io import decode_requests, encode_responses
+from pinrec_core.serving.warm_up import generate_request, warmed
+
+
+class TritonPythonModel:
+    """Decode, one batched call, encode."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open and warm up. The instance's kind does not select the device by itself."""
+        on_gpu = args["model_instance_kind"] == "GPU"
+        device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
+
+        def open_local(release: Release) -> Stage:
+            return warmed(Generator.open(release, device), generate_request(release))
+
+        # What is compiled for a GPU belongs to the thread that compiled it, which must be the one that serves.
+        self.host = start_host(GENERATE, open_local, executor=InlineExecutor() if on_gpu else None)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order."""
+        batch = decode_requests(requests, GENERATE, pb_utils)
+        answers = self.host.run(batch)
+        return encode_responses(answers, GENERATE, pb_utils)

@@ -1,0 +1,35 @@
+"""Adapter of the `retrieve` stage: here, or on the Triton at $PINREC_RETRIEVE. torch is never imported."""
+
+import os
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from pinrec_core.release import Release
+from pinrec_core.serving.contract import RETRIEVE
+from pinrec_core.serving.open_releases import Stage
+from pinrec_core.serving.open_stage import open_stage
+from pinrec_core.serving.stage_host import start_host
+from pinrec_core.serving.triton_io import decode_requests, encode_responses
+
+
+def open_local(release: Release) -> Stage:
+    """The index of a release in this process."""
+    from pinrec_core.retrieve.search import Retriever
+
+    return Retriever.open(release)
+
+
+class TritonPythonModel:
+    """Decode, one batched call, encode."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the releases that serving.json lists."""
+        address = os.environ.get("PINREC_RETRIEVE", "")
+        self.host = start_host(RETRIEVE, open_stage(RETRIEVE, address, open_local), verify=not address)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order."""
+        batch = decode_requests(requests, RETRIEVE, pb_utils)
+        answers = self.host.run(batch)
+        return encode_responses(answers, RETRIEVE, pb_utils)

@@ -1,0 +1,116 @@
+"""Which releases a stage holds open: those that `serving.json` lists, opened without stalling the ones that serve."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from pinrec_core.errors import InvalidRelease, PinrecError, ReleaseNotOpen
+from pinrec_core.release import Release, open_release, serving_state
+from pinrec_core.serving.error_words import UNEXPECTED
+
+log = logging.getLogger(__name__)
+
+
+class Stage(Protocol):
+    """One stage opened for one release: a result a request, in order; a PinrecError fails its request alone."""
+
+    def run(self, batch: Sequence[Any]) -> Sequence[Any]:
+        """Answer a batch."""
+
+
+OpenStage = Callable[[Release], Stage]
+
+
+class InlineExecutor(Executor):
+    """Runs what it is given at once, in the caller's thread: for a stage whose device state belongs to one thread."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run `fn` and keep its result or exception."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class OpenReleases:
+    """Follows `root/serving.json`: closes what it no longer lists, opens what is new on `executor` (default: a thread).
+
+    A release that cannot be opened fails its own requests with the reason, until serving.json changes; the others stay.
+    `verify` says whether every file is held to its checksum first (a stage that reads none need not).
+    """
+
+    def __init__(
+        self, root: Path, open_stage: OpenStage, verify: bool = True, executor: Executor | None = None
+    ) -> None:
+        self._root = root
+        self._open_stage = open_stage
+        self._verify = verify
+        self._executor = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="open-release")
+        self._opening: dict[int, Future[Stage]] = {}
+        self._open: dict[int, Stage] = {}
+        self._failed: dict[int, PinrecError] = {}
+        self._listed: tuple[int, ...] = ()
+        self._seen: tuple[int, int] | None = None
+
+    def wait(self) -> None:
+        """Look at serving.json and wait for what is being opened. Raises the first failure if nothing is open then."""
+        self._follow()
+        for future in self._opening.values():
+            future.exception()
+        self._collect()
+        if not self._open:
+            raise next(iter(self._failed.values()), InvalidRelease("serving.json lists no release"))
+
+    def get(self, number: int) -> Stage:
+        """The stage of a release. Raises ReleaseNotOpen, or why the release cannot be opened."""
+        self._follow()
+        if number in self._open:
+            return self._open[number]
+        raise self._failed.get(number) or ReleaseNotOpen(number, tuple(sorted(self._open)))
+
+    def _follow(self) -> None:
+        """Take up a changed serving.json; if it cannot be read, what is open stays."""
+        try:
+            stat = (self._root / "serving.json").stat()
+            stamp = (stat.st_mtime_ns, stat.st_ino)
+            if stamp != self._seen:
+                self._listed = serving_state(self._root).open
+                self._seen = stamp
+                self._failed.clear()
+                self._open_listed()
+        except (OSError, InvalidRelease) as error:
+            log.warning("serving.json is not followed: %s", error)
+        self._collect()
+
+    def _open_listed(self) -> None:
+        for number in set(self._open) - set(self._listed):
+            log.info("closing release %d", number)
+            del self._open[number]
+        for number in self._listed:
+            if number not in self._open and number not in self._opening:
+                log.info("opening release %d", number)
+                self._opening[number] = self._executor.submit(self._open_one, number)
+
+    def _open_one(self, number: int) -> Stage:
+        return self._open_stage(open_release(self._root, number, self._verify))
+
+    def _collect(self) -> None:
+        """Take over what has been opened since the last look."""
+        for number in [number for number, future in self._opening.items() if future.done()]:
+            future = self._opening.pop(number)
+            error = future.exception()
+            if number not in self._listed:
+                continue  # serving.json dropped it meanwhile
+            if error is None:
+                log.info("release %d is open", number)
+                self._open[number] = future.result()
+            else:
+                log.error("release %d cannot be opened", number, exc_info=error)
+                unknown = InvalidRelease(f"release {number}: {UNEXPECTED}")
+                self._failed[number] = error if isinstance(error, PinrecError) else unknown

@@ -1,0 +1,58 @@
+"""First calls before the first request: lazily compiled code, thread pools and cold pages are paid for at opening."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pinrec_core.messages import EmbedItemsInput, GenerateInput
+from pinrec_core.release import Release
+from pinrec_core.serving.contract import MAX_BATCH_SIZE
+from pinrec_core.serving.open_releases import Stage
+
+S = TypeVar("S", bound=Stage)
+
+_NO_DEADLINE_NS = sys.maxsize
+
+
+def warmed(stage: S, request: Any) -> S:
+    """`stage` after a lone request and the largest batch; an error here keeps the release from being opened.
+
+    Twice each, since TorchScript compiles on the second call of a shape.
+    """
+    for batch in ([request], [request] * MAX_BATCH_SIZE):
+        for _ in range(2):
+            stage.run(batch)
+    return stage
+
+
+def embed_items_request(release: Release) -> EmbedItemsInput:
+    """A request for the ID embeddings of the longest history."""
+    return EmbedItemsInput(
+        item_ids=np.arange(release.config.model.max_history, dtype=np.int64),
+        release=release.number,
+        deadline_ns=_NO_DEADLINE_NS,
+        remaining_ms=0,
+    )
+
+
+def generate_request(release: Release) -> GenerateInput:
+    """A request with the longest history and every outcome."""
+    length = release.config.model.max_history
+    return GenerateInput(
+        content=np.ones((length, release.content_dim), dtype=np.int8),
+        content_scale=np.ones(length, dtype=np.float32),
+        item_types=np.zeros(length, dtype=np.uint8),
+        actions=np.zeros(length, dtype=np.int32),
+        surfaces=np.zeros(length, dtype=np.int32),
+        timestamps_ms=np.zeros(length, dtype=np.int64),
+        sequence_length=length,
+        id_emb=np.zeros((length, release.config.model.id_dim), dtype=np.float16),
+        surface=0,
+        counts=np.ones(len(release.vocabulary.outcomes), dtype=np.int32),
+        request_time_ms=0,
+        release=release.number,
+        deadline_ns=_NO_DEADLINE_NS,
+    )
