@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from pinrec_core import __version__
-from pinrec_core.errors import PinrecError
+from services.common.one_line import one_line_errors
 
 
 class Verb(NamedTuple):
@@ -62,17 +62,15 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb; PinrecError becomes `Error: ...` on stderr and exit code 1."""
-        with clear_errors():
+        with one_line_errors(), _missing_extras():
             return super().invoke(ctx)
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """Errors that a user can mend, as one line without a traceback; anything else is a bug and keeps its own."""
+def _missing_extras() -> Iterator[None]:
+    """A module that the bare package does without is named with the extra that brings it."""
     try:
         yield
-    except PinrecError as error:
-        raise click.ClickException(error.message) from error
     except ModuleNotFoundError as error:
         extra = EXTRA_OF_MODULE.get(error.name or "")
         if extra is None:

@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
+from pinrec_core.errors import InvalidConfig
 from services.common.errors import status_of
 from services.common.metrics import RpcMetrics
 
@@ -96,13 +97,22 @@ class GrpcServer:
             reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
 
     async def start(self) -> None:
-        """Listen on both ports, as NOT_SERVING. Raises RuntimeError or OSError if a port is taken."""
+        """Listen on both ports, as NOT_SERVING. Raises InvalidConfig if one is taken."""
         await self.set_serving(False)
-        self.port = self.server.add_insecure_port(self.options.listen)
+        try:
+            self.port = self.server.add_insecure_port(self.options.listen)
+        except RuntimeError as error:
+            raise InvalidConfig(f"--listen has value {self.options.listen!r}; allowed: a free port") from error
         if self.options.metrics_port:
-            start_http_server(self.options.metrics_port, registry=self._registry)
+            self._serve_metrics(self.options.metrics_port)
         await self.server.start()
         log.info("listening on port %d, metrics on %d", self.port, self.options.metrics_port)
+
+    def _serve_metrics(self, port: int) -> None:
+        try:
+            start_http_server(port, registry=self._registry)
+        except OSError as error:
+            raise InvalidConfig(f"--metrics-port has value {port}; allowed: a free port, or 0 for none") from error
 
     async def set_serving(self, serving: bool) -> None:
         """Answer of the health service from now on; ignored once draining."""

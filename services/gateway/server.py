@@ -26,6 +26,7 @@ from pinrec_core.errors import DeadlineExceeded, InvalidRequest, Overloaded, Pin
 from pinrec_core.release import Release
 from services.common.errors import status_of
 from services.common.metrics import GatewayMetrics, process_registry
+from services.common.one_line import one_line_errors
 from services.common.server import GrpcServer, ServerOptions, configure_logging, server_options
 from services.gateway.reply import EnsembleAnswer, build_reply, observe_reply
 from services.gateway.resolve import resolve
@@ -208,7 +209,8 @@ def main(releases: Path, triton: str, canary_s: float, **options: Any) -> None:
     async def serve() -> None:
         await Gateway(releases, triton, gateway_options, canary_s, process_registry()).run()
 
-    asyncio.run(serve())
+    with one_line_errors():
+        asyncio.run(serve())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""The shell around every gRPC process: health, reflection, errors at the edge, metrics, and the process itself."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import grpc
+import grpc.aio
+import pytest
+import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from prometheus_client import CollectorRegistry
+
+from pinrec_core.errors import InvalidConfig, Overloaded
+from services.common.server import GrpcServer, ServerOptions
+from services.proto import candidates_pb2_grpc
+from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
+
+SERVICE = "pinrec.v1.CandidateService"
+
+
+class Moody(candidates_pb2_grpc.CandidateServiceServicer):
+    """Fails as its request id says."""
+
+    async def GetCandidates(self, request, context):  # noqa: N802
+        if request.request_id == "overloaded":
+            raise Overloaded("full")
+        if request.request_id == "bug":
+            raise KeyError("/secret/path")
+        if request.request_id == "abort":
+            await context.abort(grpc.StatusCode.NOT_FOUND, "nobody")
+        return GetCandidatesResponse(request_id=request.request_id)
+
+
+@pytest_asyncio.fixture
+async def shell():
+    registry = CollectorRegistry()
+    server = GrpcServer([SERVICE], ServerOptions("localhost:0"), registry)
+    candidates_pb2_grpc.add_CandidateServiceServicer_to_server(Moody(), server.server)
+    await server.start()
+    yield server, registry
+    await server.drain()
+
+
+@pytest_asyncio.fixture
+async def channel(shell):
+    async with grpc.aio.insecure_channel(f"localhost:{shell[0].port}") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("mood", "code", "details"),
+    [
+        ("overloaded", "RESOURCE_EXHAUSTED", "full"),
+        ("bug", "INTERNAL", "internal error"),
+        ("abort", "NOT_FOUND", "nobody"),
+    ],
+)
+async def test_what_a_handler_raises_becomes_a_status_and_a_metric(shell, channel, mood, code, details):
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await candidates_pb2_grpc.CandidateServiceStub(channel).GetCandidates(GetCandidatesRequest(request_id=mood))
+    assert (raised.value.code().name, raised.value.details()) == (code, details)
+    labels = {"method": "GetCandidates", "code": code}
+    assert shell[1].get_sample_value("pinrec_rpc_seconds_count", labels) == 1
+
+
+async def test_answers_pass_and_are_timed(shell, channel):
+    reply = await candidates_pb2_grpc.CandidateServiceStub(channel).GetCandidates(GetCandidatesRequest(request_id="r"))
+    assert reply.request_id == "r"
+    labels = {"method": "GetCandidates", "code": "OK"}
+    assert shell[1].get_sample_value("pinrec_rpc_seconds_count", labels) == 1
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+async def test_health_follows_set_serving(shell, channel, service):
+    stub = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=service)
+    assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    await shell[0].set_serving(True)
+    assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_taken_port_is_an_error_not_a_shared_one(shell):
+    second = GrpcServer([SERVICE], ServerOptions(f"localhost:{shell[0].port}"), CollectorRegistry())
+    with pytest.raises(InvalidConfig, match=r"--listen has value 'localhost:[0-9]+'; allowed: a free port"):
+        await second.start()
+    await second.server.stop(0)
+
+
+@pytest.fixture
+def gateway_process(tmp_path):
+    """`python -m services.gateway.server` with nothing behind it: its process, gRPC port and metrics port."""
+    command = [sys.executable, "-m", "services.gateway.server", "--releases", tmp_path, "--triton", "localhost:1"]
+    with socket.create_server(("localhost", 0)) as free:
+        metrics_port = free.getsockname()[1]
+    command += ["--listen", "localhost:0", "--metrics-port", str(metrics_port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        port = int(re.search(r"listening on port (\d+)", process.stderr.readline())[1])
+        yield process, port, metrics_port
+        process.kill()
+
+
+def test_the_gateway_process_waits_unready_and_ends_cleanly_on_sigterm(gateway_process):
+    process, port, metrics_port = gateway_process
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=SERVICE)).status
+        assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert SERVICE in ProtoReflectionDescriptorDatabase(channel).get_services()
+    with urllib.request.urlopen(f"http://localhost:{metrics_port}/metrics") as page:
+        metrics = page.read().decode()
+    assert "pinrec_gateway_ready 0.0" in metrics
+    assert "process_cpu_seconds_total" in metrics
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert "Traceback" not in process.stderr.read()
