@@ -54,7 +54,7 @@ class SignalFetcher:
         realtime_view: HistoryStore,
         overlap_ms: int = DEFAULT_OVERLAP_MS,
     ) -> None:
-        self._release = release
+        self.release = release
         self._batch_view = batch_view if batch_view is not None else BatchView.empty()
         self._realtime_view = realtime_view
         self._since_ms = max(self._batch_view.watermark_ms - overlap_ms, 0)
@@ -97,7 +97,7 @@ class SignalFetcher:
 
     def _realtime_rows(self, events: Sequence[Event]) -> HistoryRows:
         """Events in the release's codes, oldest first (ties by event id)."""
-        action_code, surface_code = self._release.vocabulary.action_code, self._release.vocabulary.surface_code
+        action_code, surface_code = self.release.vocabulary.action_code, self.release.vocabulary.surface_code
         ordered = sorted(events, key=lambda event: (event.timestamp_ms, event.event_id))
         return history_rows(
             [
@@ -108,7 +108,7 @@ class SignalFetcher:
 
     def _query_row(self, query: str, request: FetchSignalsInput) -> HistoryRows:
         """The request's own search query as a row; it is no stored event and has no id."""
-        action = self._release.vocabulary.action_code(SEARCH_ACTION)
+        action = self.release.vocabulary.action_code(SEARCH_ACTION)
         row = (query_item_id(query), ItemType.SEARCH_QUERY, action, request.surface, request.request_time_ms, 0)
         return history_rows([row])
 
