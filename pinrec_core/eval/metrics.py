@@ -1,9 +1,9 @@
 """Unordered recall and uniqueness of what a set of generated embeddings retrieves (paper, section 5.1, Eq. 6).
 
-Everything rests on one count: of the index N, how many items score at least as high as a target under an embedding. With
-the target in N it counts itself, so the count is the target's rank (ties against it) and Eq. 6's `<= k` means rank <= k;
-with an index that does not hold the target, the same `<= k` means rank <= k + 1. We evaluate on the whole corpus, which
-holds every target.
+Everything rests on one count: of the index N, how many items score at least as high as a target under an embedding.
+With the target in N it counts itself, so the count is the target's rank (ties against it) and Eq. 6's `<= k` means
+rank <= k; with an index that does not hold the target, the same `<= k` means rank <= k + 1. We evaluate on the whole
+corpus, which holds every target.
 Letters: U users, J embeddings a user, Z targets a user, N items of the index.
 """
 

@@ -1,0 +1,215 @@
+"""Training batches: a pure function of (seed, step), so that a run resumes exactly by its step number alone.
+
+A training sequence has serving's form: the start token, then at most `max_positions - 1` events, search queries among
+them, so that every logged query makes the prefix that a search request makes. A longer history gives one random run of
+events a visit. Such a run, where it does not begin at the user's first event, leaves position 0 out: what follows the
+start token alone is trained as cold start only. Serving cuts histories the same way, so the start token learns to stand
+before a cut history too.
+Letters: B batch, T events, S offsets a position, R rows (valid position-offset pairs), W window, C candidates (distinct
+targets and random negatives).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pinrec_core import codec
+from pinrec_core.config import Config
+from pinrec_core.data.dataset import Dataset
+from pinrec_core.data.histories import Histories
+from pinrec_core.data.targets import TargetPlan, Targets, sample_targets
+from pinrec_core.errors import InvalidData
+from pinrec_core.model.inputs import SequenceInputs, collate
+from pinrec_core.release import ItemTable
+from pinrec_core.schema import UNKNOWN_CODE, ItemType
+
+_EPOCH_STREAM, _STEP_STREAM = 0, 1
+"""Keep the random numbers of an epoch's order and of a step apart."""
+
+
+@dataclass(frozen=True)
+class EventRows:
+    """A run of one user's events, oldest first, in the form that `model.inputs.collate` takes: n events."""
+
+    content: NDArray[np.int8]
+    content_scale: NDArray[np.float32]
+    item_ids: NDArray[np.int64]
+    item_types: NDArray[np.uint8]
+    actions: NDArray[np.int32]
+    surfaces: NDArray[np.int32]
+    timestamps_ms: NDArray[np.int64]
+
+
+def event_rows(histories: Histories, items: ItemTable, start: int, stop: int) -> EventRows:
+    """Events [start, stop) of the histories, with their items' content; an item that the table lacks has none."""
+    at = slice(start, stop)
+    content, scale = content_rows(items, histories.item_ids[at])
+    return EventRows(
+        content,
+        scale,
+        histories.item_ids[at],
+        histories.item_types[at],
+        histories.actions[at],
+        histories.surfaces[at],
+        histories.timestamps_ms[at],
+    )
+
+
+def content_rows(items: ItemTable, item_ids: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Content [n, D_sem] and scale [n] of each id; the scale is 0 where the table lacks it."""
+    rows = items.rows(item_ids)
+    return items.content[rows], np.where(rows >= 0, items.scale[rows], np.float32(0.0))
+
+
+def target_outcomes(dataset: Dataset, at: slice = slice(None)) -> NDArray[np.int32]:
+    """Outcome index of each event of the histories, -1 where it is no target: int32 [n]."""
+    outcomes = dataset.vocabulary.outcome_of_action[dataset.histories.actions[at]]
+    return np.where(dataset.histories.item_types[at] == ItemType.PIN, outcomes, -1).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Tensors of one step."""
+
+    inputs: SequenceInputs
+    position: Tensor
+    """int64 [R]: row of hidden_states flattened to [B (T+1), width]"""
+    outcome: Tensor
+    """int64 [R]"""
+    target_offset: Tensor
+    """int64 [R], 1-based"""
+    surface: Tensor
+    """int64 [R], surface code of the target at t'"""
+    targets: Tensor
+    """int64 [R, W], columns of the candidates"""
+    mask: Tensor
+    """bool [R, W]"""
+    candidate_ids: Tensor
+    """int64 [C], pins, each once"""
+    candidate_content: Tensor
+    """float32 [C, D_sem]"""
+    negative: Tensor
+    """bool [C]: whether a candidate serves as a negative (without in-batch negatives: the random ones)"""
+    num_draws: int
+    """Target events of the batch: in-batch negatives with their repeats; 0 without in-batch negatives."""
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """Move every tensor to a device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor | SequenceInputs)
+        }
+        return replace(self, **moved)
+
+
+class BatchStream:
+    """Endless seeded batches over the training users; every epoch visits each of them once, in a shuffled order."""
+
+    def __init__(self, dataset: Dataset, user_rows: NDArray[np.int64], config: Config) -> None:
+        """`user_rows`: int64, rows of the histories, each with a target event. Raises InvalidData if there are none."""
+        self._dataset = dataset
+        self._train = config.train
+        self._plan = TargetPlan.of(config)
+        self._longest = config.max_positions - 1
+        self._users = user_rows
+        self._pins = dataset.items.ids[dataset.items.types == ItemType.PIN]
+        if not len(self._users):
+            raise InvalidData(
+                f"{dataset.name}: no training user has data.min_history = {config.data.min_history} engagements "
+                f"with an outcome of {list(dataset.vocabulary.positive_actions)}"
+            )
+        self._order = (-1, self._users)
+
+    @property
+    def random_share(self) -> float:
+        """Random negatives of a batch / pins."""
+        return min(self._train.random_negatives, len(self._pins)) / len(self._pins)
+
+    def target_ids(self) -> NDArray[np.int64]:
+        """Item ids of every target event of the training users, for the count-min sketch."""
+        is_user = np.zeros(self._dataset.histories.num_users, dtype=bool)
+        is_user[self._users] = True
+        of_user = np.repeat(is_user, np.diff(self._dataset.histories.offsets))
+        return self._dataset.histories.item_ids[of_user & (target_outcomes(self._dataset) >= 0)]
+
+    def batch(self, step: int) -> TrainingBatch:
+        """The batch of a step (from 0): the same for the same seed, data and configuration."""
+        rng = np.random.default_rng([self._train.seed, _STEP_STREAM, step])
+        bounds = [self._chunk(user, rng) for user in self._users_of(step)]
+        rows = [event_rows(self._dataset.histories, self._dataset.items, start, stop) for start, stop, _ in bounds]
+        outcomes = _pad([target_outcomes(self._dataset, slice(start, stop)) for start, stop, _ in bounds], fill=-1)
+        surfaces = _pad([row.surfaces for row in rows], fill=UNKNOWN_CODE)
+        is_first = np.array([first for _, _, first in bounds])
+        targets = sample_targets(outcomes, surfaces, is_first, self._plan, rng)
+        item_ids = _pad([row.item_ids for row in rows], fill=0)
+        inputs = collate([self._drop_codes(row, rng) for row in rows])
+        return self._assemble(inputs, targets, item_ids, rng)
+
+    def _users_of(self, step: int) -> list[int]:
+        """Rows of the step's users: the endless sequence of shuffled epochs, cut into batches."""
+        first = step * self._train.batch_size
+        return [self._user_at(place) for place in range(first, first + self._train.batch_size)]
+
+    def _user_at(self, place: int) -> int:
+        epoch, within = divmod(place, len(self._users))
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self._train.seed, _EPOCH_STREAM, epoch])
+            self._order = (epoch, rng.permutation(self._users))
+        return int(self._order[1][within])
+
+    def _chunk(self, user: int, rng: np.random.Generator) -> tuple[int, int, bool]:
+        """Event range of a user's sequence, and whether it begins at the first event."""
+        at = self._dataset.histories.slice_of(user)
+        spare = max(0, at.stop - at.start - self._longest)
+        start = at.start + int(rng.integers(0, spare + 1))
+        return start, min(at.stop, start + self._longest), start == at.start
+
+    def _drop_codes(self, row: EventRows, rng: np.random.Generator) -> EventRows:
+        """Mask some actions and, independently, surfaces: the codes of what a vocabulary lacks must be trained too."""
+        drop = rng.random((2, len(row.actions))) < self._train.action_dropout
+        return replace(
+            row,
+            actions=np.where(drop[0], UNKNOWN_CODE, row.actions),
+            surfaces=np.where(drop[1], UNKNOWN_CODE, row.surfaces),
+        )
+
+    def _assemble(
+        self, inputs: SequenceInputs, targets: Targets, item_ids: NDArray[np.int64], rng: np.random.Generator
+    ) -> TrainingBatch:
+        """Flatten the valid pairs and look up the candidates."""
+        b, t, s = np.nonzero(targets.valid)
+        events, mask = targets.events[b, t, s], targets.mask[b, t, s]  # [R, W]
+        target_ids = item_ids[b[:, None], events]  # [R, W]
+        num_random = min(self._train.random_negatives, len(self._pins))
+        drawn = rng.choice(self._pins, size=num_random, replace=False, shuffle=False)
+        candidates = np.union1d(target_ids[mask], drawn)
+        in_batch = self._train.in_batch_negatives
+        content, scale = content_rows(self._dataset.items, candidates)
+        is_drawn = np.zeros(item_ids.shape, dtype=bool)
+        is_drawn[np.broadcast_to(b[:, None], events.shape)[mask], events[mask]] = True
+        return TrainingBatch(
+            inputs=inputs,
+            position=torch.from_numpy(b * targets.offset.shape[1] + t),
+            outcome=torch.from_numpy(targets.outcome[b, t, s]),
+            target_offset=torch.from_numpy(targets.offset[b, t, s]),
+            surface=torch.from_numpy(targets.surface[b, t, s]),
+            targets=torch.from_numpy(np.where(mask, np.searchsorted(candidates, target_ids), 0)),
+            mask=torch.from_numpy(mask),
+            candidate_ids=torch.from_numpy(candidates),
+            candidate_content=torch.from_numpy(codec.dequantize(content, scale)),
+            negative=torch.from_numpy(np.isin(candidates, drawn) | in_batch),
+            num_draws=int(is_drawn.sum()) if in_batch else 0,
+        )
+
+
+def _pad(arrays: list[NDArray[Any]], fill: int) -> NDArray[Any]:
+    """Right-pad 1-D arrays: [B, T]."""
+    out = np.full((len(arrays), max(map(len, arrays))), fill, dtype=arrays[0].dtype)
+    for row, array in zip(out, arrays, strict=True):
+        row[: len(array)] = array
+    return out

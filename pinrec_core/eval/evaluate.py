@@ -1,0 +1,293 @@
+"""Offline evaluation on held-out users: free-running generation against the whole corpus (paper, section 5.1).
+
+A user's last `num_targets` target events are the targets; all that came before the first of them is the history. Every
+variant is compared with as many embeddings as the user has targets: `uc` rolls out that many steps; `oc` and `mt_oc`
+divide them over outcomes by the targets' own actions (the paper's conditioning on true outcomes), each outcome's first
+ones counting. Nothing is teacher-forced. Items that the user has seen are dropped for all alike, so a target seen
+before counts as missed.
+Letters: U users, J embeddings a user, Z targets a user, N pins of the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from pinrec_core import codec
+from pinrec_core.config import GenerateConfig
+from pinrec_core.data.batches import content_rows, event_rows, target_outcomes
+from pinrec_core.data.dataset import Dataset
+from pinrec_core.eval import metrics
+from pinrec_core.generate.rollout import Branches, rollout
+from pinrec_core.model.inputs import collate
+from pinrec_core.model.pinrec import PinRec
+from pinrec_core.schema import ItemType
+
+NUM_TARGETS = 8
+"""Delta of the protocol."""
+
+_MAX_USERS, _MAX_SCORES = 128, 1 << 26
+"""Users and scores (U x J x N, 256 MiB) held at a time."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The index: every pin. ids int64 [N] ascending."""
+
+    ids: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Corpus:
+        """All pins of a data set."""
+        return cls(np.asarray(dataset.items.ids[dataset.items.types == ItemType.PIN]))
+
+    def columns(self, item_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of each id, -1 where it is no pin of the corpus: int64 [n] -> int64 [n]."""
+        at = np.minimum(np.searchsorted(self.ids, item_ids), len(self.ids) - 1)
+        return np.where(self.ids[at] == item_ids, at, -1)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One user's request and what came after it."""
+
+    start: int
+    """First event of the user."""
+    stop: int
+    """End of the history: the first target's place among the events."""
+    targets: NDArray[np.int64]
+    """int64 [Z]: places of the target events."""
+
+
+def held_out(dataset: Dataset, user_rows: NDArray[np.int64], num_targets: int) -> list[HeldOut]:
+    """Split each user's events; users with one target event or none are left out.
+
+    Fewer than `num_targets` + 1 target events: all but the first are targets, so that a history is left.
+    """
+    users = []
+    for row in user_rows:
+        at = dataset.histories.slice_of(int(row))
+        places = at.start + np.flatnonzero(target_outcomes(dataset, at) >= 0)
+        if len(places) >= 2:
+            targets = places[-min(num_targets, len(places) - 1) :]
+            users.append(HeldOut(at.start, int(targets[0]), targets))
+    return users
+
+
+Scorer = Callable[[list[HeldOut]], Tensor]
+"""Scores of every pin under each of a user's J queries: float32 [U, J, N], -inf for a query that a user lacks."""
+
+
+def evaluate(
+    model: PinRec,
+    dataset: Dataset,
+    user_rows: NDArray[np.int64],
+    k: int = 10,
+    num_targets: int = NUM_TARGETS,
+    drop_seen: bool = True,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Metrics of `model` on `user_rows` (int64, rows of the histories), top k of each embedding.
+
+    `users`; `unordered_recall` (Eq. 6: any hit, over users), `target_recall` (share of targets), `proportion_unique`
+    (over all users' lists), `unique_within_user`, `coverage` (share of the corpus that anybody gets);
+    `unordered_recall/<surface>` (users whose first target is there), `target_recall/<outcome>` (its targets).
+    """
+    corpus = Corpus.of(dataset)
+    users = held_out(dataset, user_rows, num_targets)
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        scorer = RolloutScorer(model, dataset, corpus, num_targets)
+        results = measure(scorer, dataset, corpus, users, k, num_targets, drop_seen, progress)
+    model.train(was_training)
+    return results
+
+
+class RolloutScorer:
+    """Scores the corpus under a model's free-running rollout."""
+
+    def __init__(self, model: PinRec, dataset: Dataset, corpus: Corpus, num_targets: int) -> None:
+        self._model = model
+        self._dataset = dataset
+        self._num_targets = num_targets
+        plan = model.config.generate
+        self._plan = replace(plan, num_steps=-(-num_targets // plan.offsets_per_step))
+        self._max_history = _longest_history(model, self._plan)
+        self._device = model.start_token.device
+        self._vectors = item_vectors(model, dataset, corpus)
+
+    def __call__(self, users: list[HeldOut]) -> Tensor:
+        """[U, J, N]."""
+        embeddings, real = self.generate(users)
+        scores = embeddings @ self._vectors.T
+        return scores.masked_fill(~real[..., None], -torch.inf)
+
+    def generate(self, users: list[HeldOut]) -> tuple[Tensor, Tensor]:
+        """As many embeddings as targets: float32 [U, J, D] and bool [U, J], which of them a user has."""
+        h = self._dataset.histories
+        rows = [event_rows(h, self._dataset.items, max(u.start, u.stop - self._max_history), u.stop) for u in users]
+        counts = self._counts(users)  # [U, A]
+        width = int((counts > 0).sum(axis=1).max())
+        outcomes = np.argsort(-counts, axis=1, kind="stable")[:, :width]  # a user's own outcomes first
+        first = np.array([u.stop for u in users])
+        branches = Branches(
+            outcomes=self._tensor(outcomes),
+            actions=self._tensor(self._dataset.vocabulary.action_of_outcome[outcomes]),
+            surface=self._tensor(h.surfaces[first]),
+            request_time_ms=self._tensor(h.timestamps_ms[first]),
+        )
+        inputs = collate(rows).to(self._device)
+        embeddings = rollout(self._model, inputs, branches, self._plan)[:, :, : self._num_targets]  # [U, A', J, D]
+        wanted = np.take_along_axis(counts, outcomes, axis=1)  # [U, A']
+        taken = np.arange(self._num_targets) < wanted[..., None]  # [U, A', J]
+        return _left_align(embeddings.flatten(1, 2), self._tensor(taken).flatten(1), self._num_targets)
+
+    def _counts(self, users: list[HeldOut]) -> NDArray[np.int64]:
+        """Embeddings of each outcome: the multiset of the targets' outcomes, int64 [U, A]."""
+        vocabulary = self._dataset.vocabulary
+        outcome_of = vocabulary.outcome_of_action[self._dataset.histories.actions]
+        num_outcomes = len(vocabulary.outcomes)
+        return np.stack([np.bincount(outcome_of[u.targets], minlength=num_outcomes) for u in users])
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return (tensor if tensor.dtype == torch.bool else tensor.long()).to(self._device)
+
+
+def measure(
+    scorer: Scorer,
+    dataset: Dataset,
+    corpus: Corpus,
+    users: list[HeldOut],
+    k: int,
+    num_targets: int,
+    drop_seen: bool,
+    progress: bool,
+) -> dict[str, float]:
+    """Score the users batch by batch, in bounded memory, and average."""
+    size = max(1, min(_MAX_USERS, _MAX_SCORES // (num_targets * len(corpus.ids))))
+    tally = Tally(dataset)
+    with tqdm(total=len(users), desc="evaluate", unit=" users", disable=not progress, leave=False) as bar:
+        for batch in _batches(users, size):
+            targets, valid = _target_columns(dataset, corpus, batch, num_targets)
+            scores = scorer(batch)
+            if drop_seen:
+                _drop_seen(scores, dataset, corpus, batch)
+            top = scores.topk(min(k + 1, scores.size(-1)), dim=-1)
+            at_targets = scores.gather(2, targets.to(scores.device)[:, None].expand(-1, scores.size(1), -1))
+            hits = metrics.target_hits(top.values, at_targets, k).cpu()
+            retrieved = top.indices.masked_fill(top.values == -torch.inf, -1)[..., :k].flatten(1).cpu()
+            tally.add(batch, hits, valid, retrieved)
+            bar.update(len(batch))
+    return tally.means(len(corpus.ids))
+
+
+class Tally:
+    """Per-user and per-target results, gathered over batches."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._users: list[HeldOut] = []
+        self._any_hit: list[Tensor] = []
+        self._share: list[Tensor] = []
+        self._target_hit: list[Tensor] = []
+        self._retrieved: list[Tensor] = []
+
+    def add(self, users: list[HeldOut], hits: Tensor, valid: Tensor, retrieved: Tensor) -> None:
+        """Hits bool [U, J, Z], valid bool [U, Z], retrieved int64 [U, J k] columns of the corpus, -1 = none."""
+        self._users += users
+        self._any_hit.append(metrics.unordered_recall_at_k(hits, valid))
+        self._share.append(metrics.target_recall_at_k(hits, valid))
+        self._target_hit.append(hits.any(dim=1)[valid])
+        self._retrieved.append(retrieved)
+
+    def means(self, num_pins: int) -> dict[str, float]:
+        """Averages over users, and over targets by outcome; all 0 without users."""
+        if not self._users:
+            return {"users": 0.0, "unordered_recall": 0.0, "target_recall": 0.0}
+        any_hit, retrieved = torch.cat(self._any_hit), torch.cat(self._retrieved)
+        distinct = retrieved[retrieved >= 0].unique().numel()
+        return {
+            "users": float(len(self._users)),
+            "unordered_recall": float(any_hit.mean()),
+            "target_recall": float(torch.cat(self._share).mean()),
+            "proportion_unique": metrics.proportion_unique(retrieved),
+            "unique_within_user": float(metrics.unique_within_user(retrieved).mean()),
+            "coverage": distinct / num_pins,
+            **self._by_surface(any_hit),
+            **self._by_outcome(),
+        }
+
+    def _by_surface(self, any_hit: Tensor) -> dict[str, float]:
+        surface = self._dataset.histories.surfaces[[u.stop for u in self._users]]
+        return {
+            f"unordered_recall/{name}": float(any_hit[torch.from_numpy(surface == code)].mean())
+            for code, name in enumerate(self._dataset.vocabulary.surfaces, start=1)
+            if (surface == code).any()
+        }
+
+    def _by_outcome(self) -> dict[str, float]:
+        vocabulary = self._dataset.vocabulary
+        actions = self._dataset.histories.actions[np.concatenate([u.targets for u in self._users])]
+        hit = torch.cat(self._target_hit).numpy()
+        codes = {name: vocabulary.action_code(name) for name in vocabulary.positive_actions}
+        return {
+            f"target_recall/{name}": float(hit[actions == code].mean())
+            for name, code in codes.items()
+            if (actions == code).any()
+        }
+
+
+def item_vectors(model: PinRec, dataset: Dataset, corpus: Corpus, rows_at_once: int = 16_384) -> Tensor:
+    """Embeddings of the corpus: float32 [N, D] on the model's device."""
+    device = model.start_token.device
+    parts = []
+    for ids in np.split(corpus.ids, range(rows_at_once, len(corpus.ids), rows_at_once)):
+        content = torch.from_numpy(codec.dequantize(*content_rows(dataset.items, ids))).to(device)
+        item_ids = torch.from_numpy(ids).to(device)
+        parts.append(model.item_vectors(item_ids, content, torch.zeros_like(item_ids)))  # item type 0: pins
+    return torch.cat(parts)
+
+
+def _longest_history(model: PinRec, plan: GenerateConfig) -> int:
+    """Events that fit beside what a rollout of `plan` feeds back, at most `max_history`.
+
+    A comparison rolls out as many embeddings as there are targets, which may be more than serving does.
+    """
+    config = model.config
+    return min(config.model.max_history, config.max_positions - 1 - (plan.num_steps - 1) * config.num_fed)
+
+
+def _left_align(values: Tensor, taken: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The taken rows of each user first, in order: [U, n, D], bool [U, n] -> [U, width, D], bool [U, width]."""
+    order = taken.logical_not().long().argsort(dim=1, stable=True)[:, :width]
+    return values.gather(1, order[..., None].expand(-1, -1, values.size(-1))), taken.gather(1, order)
+
+
+def _target_columns(dataset: Dataset, corpus: Corpus, users: list[HeldOut], width: int) -> tuple[Tensor, Tensor]:
+    """Corpus columns of each user's targets: int64 [U, Z] (0 where there is none) and bool [U, Z]."""
+    columns = np.zeros((len(users), width), dtype=np.int64)
+    valid = np.zeros((len(users), width), dtype=np.bool_)
+    for row, user in enumerate(users):
+        columns[row, : len(user.targets)] = corpus.columns(dataset.histories.item_ids[user.targets])
+        valid[row, : len(user.targets)] = True
+    return torch.from_numpy(columns), torch.from_numpy(valid)
+
+
+def _drop_seen(scores: Tensor, dataset: Dataset, corpus: Corpus, users: list[HeldOut]) -> None:
+    """Set the scores of each user's earlier items to -inf, in place."""
+    for row, user in enumerate(users):
+        seen = corpus.columns(dataset.histories.item_ids[user.start : user.stop])
+        scores[row, :, torch.from_numpy(seen[seen >= 0])] = -torch.inf
+
+
+def _batches(users: list[HeldOut], size: int) -> Iterator[list[HeldOut]]:
+    for start in range(0, len(users), size):
+        yield users[start : start + size]

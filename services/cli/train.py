@@ -1,0 +1,164 @@
+"""`pinrec train` and `pinrec evaluate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pinrec_core.errors import InvalidConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_SHOWN_FIRST = ("users", "unordered_recall", "target_recall", "proportion_unique", "unique_within_user", "coverage")
+
+
+def parse_overrides(assignments: tuple[str, ...]) -> dict[str, Any]:
+    """("train.max_steps=50", ...) -> {"train.max_steps": 50}; values are TOML, bare words strings. Raises InvalidConfig."""
+    overrides = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot and section and name):
+            raise InvalidConfig(f"--set has value {assignment!r}; allowed: SECTION.KEY=VALUE")
+        try:
+            overrides[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[key] = text
+    return overrides
+
+
+@click.command()
+@click.option(
+    "--data", "data_dir", required=True, type=_FOLDER, help="Event log in the contract (`pinrec data check`)."
+)
+@click.option(
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="TOML file; see configs/*.toml."
+)
+@click.option(
+    "--run", "run_dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run."
+)
+@click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key; repeatable.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of --run, with its configuration.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def train(
+    data_dir: Path,
+    config_path: Path | None,
+    run_dir: Path,
+    assignments: tuple[str, ...],
+    resume: bool,
+    quiet: bool,
+) -> None:
+    """Train a model on an event log.
+
+    Users are split by a hash of their id; training sees the training users only. Every train.eval_every steps the
+    unordered recall of the validation users is measured (Eq. 6) and a checkpoint written; training ends at
+    train.max_steps or train.max_minutes, or after train.patience validations without a better one. --run then holds the
+    best weights (model.safetensors), the newest checkpoint, the configuration and metrics.json.
+
+    \b
+      pinrec train --data work/data --config configs/demo.toml --run work/run --set train.max_steps=50
+      pinrec train --data work/data --run work/run --resume
+    """
+    from pinrec_core.config import config_from_dict, load_config
+    from pinrec_core.data.dataset import open_dataset
+    from pinrec_core.eval.evaluate import evaluate
+    from pinrec_core.train.checkpoint import load_run_config
+    from pinrec_core.train.loop import train as run_training
+
+    overrides = parse_overrides(assignments)
+    if resume:
+        config = config_from_dict(_overridden(load_run_config(run_dir).to_dict(), overrides))
+    elif config_path is None:
+        raise InvalidConfig("--config is missing; allowed: a TOML file, or --resume")
+    else:
+        config = load_config(config_path, overrides)
+    dataset = open_dataset(data_dir, config)
+    validation = dataset.split(config).validation
+    click.echo(f"{dataset.name}: {dataset.histories.num_users:,} users, {dataset.histories.num_events:,} events")
+    result = run_training(
+        config, dataset, run_dir, lambda model: evaluate(model, dataset, validation), progress=not quiet, resume=resume
+    )
+    click.echo(
+        f"stopped by {result.stopped_by} at step {result.steps} after {result.seconds:.0f} s; "
+        f"best at step {result.best_step}, on validation users:"
+    )
+    click.echo(table({"model": result.metrics}))
+
+
+@click.command()
+@click.option("--run", "run_dir", required=True, type=_FOLDER, help="What `pinrec train` wrote.")
+@click.option("--data", "data_dir", required=True, type=_FOLDER, help="The event log it was trained on.")
+@click.option("--k", default=10, show_default=True, type=click.IntRange(min=1), help="Items each embedding retrieves.")
+@click.option(
+    "--targets", default=8, show_default=True, type=click.IntRange(min=1), help="Last target events of a user."
+)
+@click.option("--keep-seen", is_flag=True, help="Let items that the user has seen be retrieved.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: bool, as_json: bool, quiet: bool) -> None:
+    """Measure a trained model on users it has not seen.
+
+    The last --targets engagements of every test user are the targets, all before them the history. The model runs free
+    (no teacher forcing) and generates as many embeddings as there are targets, divided over outcomes like them; each
+    retrieves its top --k of all pins.
+
+    \b
+    unordered_recall     share of users with at least one target retrieved (Eq. 6)
+    target_recall        share of targets retrieved; also by outcome
+    proportion_unique    distinct items among all retrieved, over all users
+    unique_within_user   the same inside one user's lists
+    coverage             share of the corpus that any user gets
+
+    `popularity` is the same list of the k x targets most engaged pins for everybody. The result is kept in
+    RUN/metrics.json and travels with an exported release.
+    """
+    from pinrec_core.data.dataset import open_dataset
+    from pinrec_core.errors import InvalidData
+    from pinrec_core.eval.baselines.popularity import evaluate_popularity
+    from pinrec_core.eval.evaluate import evaluate as evaluate_model
+    from pinrec_core.train.checkpoint import add_test_metrics, load_checkpoint
+
+    model, config, vocabulary = load_checkpoint(run_dir)
+    dataset = open_dataset(data_dir, config)
+    if dataset.vocabulary != vocabulary:
+        raise InvalidData(f"{data_dir.name} has another vocabulary than {run_dir.name} was trained with")
+    split = dataset.split(config)
+    found = evaluate_model(model, dataset, split.test, k, targets, not keep_seen, progress=not quiet)
+    baseline = evaluate_popularity(dataset, split.train, split.test, k, targets, not keep_seen)
+    settings = {"k": k, "num_targets": targets, "drop_seen": not keep_seen}
+    add_test_metrics(run_dir, {**found, **settings})
+    results = {"model": found, "popularity": baseline}
+    click.echo(json.dumps({**settings, **results}, indent=1) if as_json else table(results))
+
+
+def table(columns: Mapping[str, Mapping[str, float]]) -> str:
+    """Metrics as lines, one column a model."""
+    names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
+    ordered = [n for n in _SHOWN_FIRST if n in names] + [n for n in names if "/" in n]
+    lines = ["  " + f"{'':<32}" + "".join(f"{title:>12}" for title in columns)]
+    for name in ordered:
+        cells = [_cell(name, metrics.get(name)) for metrics in columns.values()]
+        lines.append(f"  {name:<32}" + "".join(f"{cell:>12}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if name == "users" else f"{value:.4f}"
+
+
+def _overridden(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    for dotted, value in overrides.items():
+        section, _, key = dotted.partition(".")
+        values.setdefault(section, {})[key] = value
+    return values
