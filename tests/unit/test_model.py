@@ -1,0 +1,125 @@
+"""The network's parts: shapes, masks, conditioning and normalization."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from pinrec_core.config import Config, GenerateConfig, ModelConfig
+from pinrec_core.model.inputs import collate
+from pinrec_core.model.item_embedder import ItemEmbedder
+from pinrec_core.model.pinrec import PinRec
+from pinrec_core.schema import ItemType, Vocabulary
+
+MODEL = ModelConfig(num_layers=2, num_heads=2, hidden_dim=16, embedding_dim=8, id_dim=4, hash_rows=50, hash_dim=4)
+VOCABULARY = Vocabulary(("save", "click"), ("save", "click", "search"), ("home", "search"), ("search",))
+D_SEM = 6
+
+
+def pinrec(**changes):
+    torch.manual_seed(0)
+    model = replace(MODEL, **changes)
+    one_offset = model.variant != "mt_oc"
+    config = Config(model=model, generate=GenerateConfig(offsets_per_step=1 if one_offset else 4))
+    vocabulary = replace(VOCABULARY, unconditioned=model.variant == "uc")
+    return PinRec(config, vocabulary, D_SEM).eval()
+
+
+def inputs_of(length, seed=0):
+    rng = np.random.default_rng(seed)
+    return collate(
+        [
+            SimpleNamespace(
+                content=rng.integers(-127, 128, (length, D_SEM)).astype(np.int8),
+                content_scale=np.full(length, 0.01, np.float32),
+                item_ids=rng.integers(0, 2**62, length),
+                item_types=np.zeros(length, np.uint8),
+                actions=np.ones(length, np.int32),
+                surfaces=np.ones(length, np.int32),
+                timestamps_ms=1_700_000_000_000 + np.arange(length) * 60_000,
+            )
+        ]
+    )
+
+
+@torch.inference_mode()
+def test_items_have_unit_length_and_an_mlp_a_type():
+    embedder = ItemEmbedder(MODEL, D_SEM).eval()
+    content, id_emb = torch.randn(2, D_SEM), torch.randn(2, 4)
+    types = torch.tensor([ItemType.PIN, ItemType.SEARCH_QUERY])
+    item_emb = embedder(content, types, id_emb)
+    torch.testing.assert_close(item_emb.norm(dim=-1), torch.ones(2))
+    moved = embedder(content, types, id_emb + 1)
+    assert not torch.allclose(moved[0], item_emb[0])
+    assert torch.equal(moved[1], item_emb[1])  # a query has no ID embedding
+
+
+@pytest.mark.parametrize(("use_content", "use_ids"), [(True, False), (False, True)])
+@torch.inference_mode()
+def test_content_and_ids_can_each_be_left_out(use_content, use_ids):
+    embedder = ItemEmbedder(replace(MODEL, use_content=use_content, use_ids=use_ids), D_SEM).eval()
+    content, id_emb, types = torch.randn(1, D_SEM), torch.randn(1, 4), torch.tensor([ItemType.PIN])
+    before = embedder(content, types, id_emb)
+    assert torch.equal(embedder(content + 1, types, id_emb), before) != use_content
+    assert torch.equal(embedder(content, types, id_emb + 1), before) != use_ids
+
+
+@torch.inference_mode()
+def test_hidden_states_are_causal():
+    """A change in event 3 reaches the states from index 3 on (index 0 is the start token's), and none before."""
+    model, inputs = pinrec(), inputs_of(5)
+    content = inputs.content.clone()
+    content[:, 2] += 1
+    before, after = model.hidden_states(inputs), model.hidden_states(replace(inputs, content=content))
+    torch.testing.assert_close(after[:, :3], before[:, :3])
+    assert (after[:, 3:] - before[:, 3:]).abs().amax(dim=-1).min() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("variant", "outcome_matters", "offset_matters"), [("uc", False, False), ("oc", True, False), ("mt_oc", True, True)]
+)
+@torch.inference_mode()
+def test_what_each_variant_is_conditioned_on(variant, outcome_matters, offset_matters):
+    model, hidden = pinrec(variant=variant), torch.randn(1, 16)
+    zero, one, two = torch.tensor([0]), torch.tensor([1]), torch.tensor([2])
+    base = model.predict(hidden, zero, one, one)
+    torch.testing.assert_close(base.norm(dim=-1), torch.ones(1))
+    if variant != "uc":
+        assert torch.equal(model.predict(hidden, one, one, one), base) != outcome_matters
+    if variant == "mt_oc":
+        assert torch.equal(model.predict(hidden, zero, two, one), base) != offset_matters
+    assert not torch.equal(model.predict(hidden, zero, one, two), base)
+
+
+@pytest.mark.parametrize("switch", ["use_time", "use_surface"])
+@torch.inference_mode()
+def test_time_and_surface_inputs_can_be_left_out(switch):
+    inputs = inputs_of(3)
+    field = "timestamps_ms" if switch == "use_time" else "surfaces"
+    changed = replace(inputs, **{field: getattr(inputs, field) + (7_200_000 if field == "timestamps_ms" else 1)})
+    for used in (True, False):
+        model = pinrec(**{switch: used})
+        assert torch.equal(model.hidden_states(changed), model.hidden_states(inputs)) != used
+
+
+@torch.inference_mode()
+def test_surface_in_conditioning_can_be_left_out():
+    model, hidden = pinrec(surface_in_conditioning=False), torch.randn(1, 16)
+    one = torch.tensor([1])
+    assert torch.equal(model.predict(hidden, one, one, one), model.predict(hidden, one, one, one + 1))
+
+
+def test_the_logit_scale_starts_and_stops_where_configured():
+    model = pinrec()
+    assert model.logit_scale().item() == pytest.approx(model.config.train.initial_logit_scale)
+    model.log_logit_scale.data.fill_(99.0)
+    assert model.logit_scale().item() == pytest.approx(model.config.train.max_logit_scale)
+
+
+def test_a_served_model_refuses_to_embed_ids():
+    config = Config(model=MODEL)
+    model = PinRec(config, VOCABULARY, D_SEM, with_id_table=False)
+    with pytest.raises(ValueError, match="embed_items"):
+        model.item_vectors(torch.tensor([1]), torch.zeros(1, D_SEM), torch.zeros(1, dtype=torch.int64))

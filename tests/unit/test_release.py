@@ -1,0 +1,107 @@
+"""Releases on disk: published whole, refused when anything differs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pinrec_core.config import Config
+from pinrec_core.errors import InvalidRelease
+from pinrec_core.release import (
+    ItemTable,
+    ReleaseFacts,
+    ServingState,
+    list_releases,
+    open_release,
+    publish,
+    serving_state,
+    write_serving_state,
+)
+from pinrec_core.schema import Vocabulary
+
+FACTS = ReleaseFacts(item_embedder="a" * 64, index_item_embedder="a" * 64, watermark_ms=7, dataset="toy")
+ITEMS = ItemTable(
+    ids=np.array([-5, 3, 2**62]),
+    types=np.array([0, 1, 0], np.uint8),
+    content=np.ones((3, 2), np.int8),
+    scale=np.ones(3, np.float32),
+)
+
+
+def write(folder):
+    (folder / "config.json").write_text(json.dumps(Config().to_dict()))
+    vocabulary = Vocabulary(("save",), ("save",), ("home",))
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary.to_dict()))
+    ITEMS.save(folder / "items")
+
+
+def test_publish_open_and_look_up(tmp_path):
+    assert publish(tmp_path, FACTS, write) == 1
+    assert publish(tmp_path, FACTS, write) == 2
+    assert list_releases(tmp_path) == [1, 2]
+    release = open_release(tmp_path, 2)
+    assert release.config == Config()
+    assert release.vocabulary.outcomes == ("save",)
+    assert release.manifest["watermark_ms"] == 7
+    assert release.content_dim == 2
+    assert release.items.rows(np.array([2**62, 0, -5, 2**63 - 1])).tolist() == [2, -1, 0, -1]
+
+
+def test_a_failing_write_leaves_nothing(tmp_path):
+    def half(folder):
+        write(folder)
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        publish(tmp_path, FACTS, half)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+MUTATIONS = {
+    "truncated": (lambda r: (r / "items/ids.npy").write_bytes(b"x"), "items/ids.npy has 1 bytes"),
+    "flipped": (lambda r: _flip(r / "items/content.npy"), "items/content.npy does not match"),
+    "missing": (lambda r: (r / "vocabulary.json").unlink(), "vocabulary.json is missing"),
+    "added": (lambda r: (r / "extra.bin").write_bytes(b""), "extra.bin is not in the manifest"),
+    "no manifest": (lambda r: (r / "manifest.json").unlink(), "manifest.json is missing"),
+    "garbled manifest": (lambda r: (r / "manifest.json").write_text("{"), "manifest.json is not readable JSON"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_changed_release_is_refused_with_the_reason(tmp_path, name):
+    publish(tmp_path, FACTS, write)
+    mutate, reason = MUTATIONS[name]
+    mutate(tmp_path / "1")
+    with pytest.raises(InvalidRelease, match=reason):
+        open_release(tmp_path, 1)
+
+
+def test_an_index_of_another_item_embedder_is_refused(tmp_path):
+    facts = ReleaseFacts(item_embedder="a" * 64, index_item_embedder="b" * 64, watermark_ms=0, dataset="toy")
+    publish(tmp_path, facts, write)
+    with pytest.raises(InvalidRelease, match=r"bbbbbbbbbbbb.*aaaaaaaaaaaa"):
+        open_release(tmp_path, 1)
+
+
+def test_a_release_under_another_number_is_refused(tmp_path):
+    publish(tmp_path, FACTS, write)
+    (tmp_path / "1").rename(tmp_path / "9")
+    with pytest.raises(InvalidRelease, match="manifest of release 1"):
+        open_release(tmp_path, 9)
+
+
+def test_serving_state(tmp_path):
+    with pytest.raises(InvalidRelease, match=r"serving\.json is missing"):
+        serving_state(tmp_path)
+    write_serving_state(tmp_path, ServingState(active=2, open=(1, 2)))
+    assert serving_state(tmp_path) == ServingState(active=2, open=(1, 2))
+    with pytest.raises(InvalidRelease, match="at most 2"):
+        write_serving_state(tmp_path, ServingState(active=3, open=(1, 2, 3)))
+    with pytest.raises(InvalidRelease, match="active"):
+        write_serving_state(tmp_path, ServingState(active=3, open=(1, 2)))
