@@ -128,7 +128,7 @@ def parse_time(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise InvalidRequest("at", text, "now, Unix milliseconds, or a time like 2026-07-01T12:00:00") from error
+        raise InvalidRequest("--at", text, "now, Unix milliseconds, or a time like 2026-07-01T12:00:00") from error
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
     return int(moment.timestamp() * 1000)
