@@ -5,19 +5,25 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from pinrec_core.release import Release
 from pinrec_core.serving.contract import FETCH_SIGNALS
+from pinrec_core.serving.open_releases import Stage
 from pinrec_core.serving.stage_host import start_host
 from pinrec_core.serving.triton_io import decode_requests, encode_responses
 from services.signals.client import RemoteSignals
+
+
+def open_remote(release: Release) -> Stage:
+    """A client whose degraded answers have the shape of the release."""
+    return RemoteSignals(os.environ["PINREC_SIGNALS"], release.content_dim)
 
 
 class TritonPythonModel:
     """Decode, one batched call, encode."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Connect. No file of a release is read here, so none is verified."""
-        signals = RemoteSignals(os.environ["PINREC_SIGNALS"])
-        self.host = start_host(FETCH_SIGNALS, lambda release: signals, verify=False)
+        """Connect. The signal service verifies the files that it reads, so none is verified here."""
+        self.host = start_host(FETCH_SIGNALS, open_remote, verify=False)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order."""

@@ -1,0 +1,203 @@
+"""`pinrec up`: the whole stack on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from pinrec_core.errors import InvalidConfig
+from pinrec_core.release import list_releases, open_release, serving_state
+from services.cli.supervisor import Process, Supervisor
+from services.triton.command import TritonOptions, clean_shm, command, environment
+from services.triton.tools import locate
+
+_PROBE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Folders and ports of the three processes."""
+
+    releases: Path
+    signals_data: Path
+    batch_view: Path | None
+    host: str = "127.0.0.1"
+    gateway_port: int = 8500
+    gateway_metrics_port: int = 9500
+    signals_port: int = 8600
+    signals_metrics_port: int = 9600
+    triton_grpc_port: int = 8001
+    triton_http_port: int = 8000
+    triton_metrics_port: int = 8002
+
+    def ports(self) -> dict[str, int]:
+        """Every port, by the option that sets it."""
+        return {name: value for name, value in vars(self).items() if name.endswith("_port")}
+
+
+@click.command()
+@click.option(
+    "--releases",
+    default="releases",
+    show_default=True,
+    envvar="PINREC_RELEASES",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder with serving.json and the numbered releases (`pinrec export`, `pinrec release activate`).",
+)
+@click.option(
+    "--signals-data",
+    default="signals",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder where appended events are kept, made if missing.",
+)
+@click.option(
+    "--batch-view",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Compiled histories of the event log; without one, only appended events make a history.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address that everything listens on.")
+@click.option("--gateway-port", default=8500, show_default=True, help="Where a ranking service calls.")
+@click.option("--gateway-metrics-port", default=9500, show_default=True)
+@click.option("--signals-port", default=8600, show_default=True, help="Where events are appended.")
+@click.option("--signals-metrics-port", default=9600, show_default=True)
+@click.option("--triton-grpc-port", default=8001, show_default=True)
+@click.option("--triton-http-port", default=8000, show_default=True)
+@click.option("--triton-metrics-port", default=8002, show_default=True)
+def up(**options: object) -> None:
+    """Start signals, Triton and gateway on this machine, and stop them on Ctrl-C.
+
+    They start in this order, each when the one before is ready, and stop in the other: the gateway first answers what
+    it has accepted. Their logs are printed with the process's name. If one dies, the others are stopped and its last
+    lines are told again. Triton is the one at PINREC_TRITON, else on PATH, else the one that
+    `python -m services.triton install` fetches; PINREC_THREADS is how many threads each of its stages uses.
+    """
+    stack = Stack(**options)  # type: ignore[arg-type]
+    check(stack)
+    supervisor = Supervisor(processes(stack), echo=click.echo)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: supervisor.request_stop())
+    with supervisor:
+        if supervisor.complete:
+            click.echo(calls(stack))
+        supervisor.wait()
+    click.echo("all stopped")
+
+
+def check(stack: Stack) -> None:
+    """Raise InvalidRelease or InvalidConfig for what would only fail later, and less clearly."""
+    if not (stack.releases / "serving.json").is_file():
+        numbers = list_releases(stack.releases)
+        hint = f"`pinrec release activate {numbers[-1]}`" if numbers else "`pinrec export`"
+        raise InvalidConfig(f"--releases has value {str(stack.releases)!r}, where no release is active: {hint} first")
+    serving_state(stack.releases)
+    for name, port in stack.ports().items():
+        if not is_free(stack.host, port):
+            option = "--" + name.replace("_", "-")
+            raise InvalidConfig(f"{option} has value {port}, which another process listens on; choose a free port")
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether nothing listens on a port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT can be listened on
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def processes(stack: Stack) -> list[Process]:
+    """The three processes, in the order of their start. Raises TritonMissing."""
+    return [_signals(stack), _triton(stack), _gateway(stack)]
+
+
+def _signals(stack: Stack) -> Process:
+    address = f"{stack.host}:{stack.signals_port}"
+    line = [
+        *(sys.executable, "-m", "services.signals.server"),
+        *("--releases", str(stack.releases)),
+        *("--data", str(stack.signals_data)),
+        *("--listen", address),
+        *("--metrics-port", str(stack.signals_metrics_port)),
+    ]
+    if stack.batch_view is not None:
+        line += ["--batch-view", str(stack.batch_view)]
+    return Process("signals", line, lambda: serves(address), _unbuffered())
+
+
+def _triton(stack: Stack) -> Process:
+    options = TritonOptions(
+        releases=stack.releases,
+        signals=f"{stack.host}:{stack.signals_port}",
+        host=stack.host,
+        grpc_port=stack.triton_grpc_port,
+        http_port=stack.triton_http_port,
+        metrics_port=stack.triton_metrics_port,
+    )
+    clean_shm(options)
+    server = locate()
+    url = f"http://{stack.host}:{stack.triton_http_port}/v2/models/pinrec/ready"
+    return Process("triton", command(server, options), lambda: answers(url), environment(server, options))
+
+
+def _gateway(stack: Stack) -> Process:
+    address = f"{stack.host}:{stack.gateway_port}"
+    line = [
+        *(sys.executable, "-m", "services.gateway.server"),
+        *("--releases", str(stack.releases)),
+        *("--triton", f"{stack.host}:{stack.triton_grpc_port}"),
+        *("--listen", address),
+        *("--metrics-port", str(stack.gateway_metrics_port)),
+    ]
+    return Process("gateway", line, lambda: serves(address), _unbuffered())
+
+
+def _unbuffered() -> dict[str, str]:
+    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+
+
+def serves(address: str) -> bool:
+    """Whether the gRPC health service at `address` says SERVING."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_S)
+        except grpc.RpcError:
+            return False
+    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of `url` is answered with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=_PROBE_S) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def calls(stack: Stack) -> str:
+    """Ready-to-paste calls with the words of the active release."""
+    gateway = f"{stack.host}:{stack.gateway_port}"
+    release = open_release(stack.releases, serving_state(stack.releases).active, verify=False)
+    outcomes, surface = release.vocabulary.outcomes, release.vocabulary.surfaces[0]
+    budget = ",".join(f"{name}=1" for name in outcomes)
+    message = json.dumps({"userId": "1", "surface": surface, "budget": dict.fromkeys(outcomes, 1), "numCandidates": 10})
+    return (
+        f"\nThe stack is up (Ctrl-C stops it): gateway {gateway}, signals {stack.host}:{stack.signals_port}\n"
+        f"  pinrec recommend --address {gateway} --user 1 --surface {surface} --budget {budget}\n"
+        f"  grpcurl -plaintext -d {shlex.quote(message)} {gateway} pinrec.v1.CandidateService/GetCandidates\n"
+    )

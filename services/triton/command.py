@@ -1,0 +1,133 @@
+"""The command line and the environment of a tritonserver that serves our model repository."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import site
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.triton.tools import TritonServer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODEL_REPOSITORY = REPOSITORY / "model_repository"
+
+ADMIN_PROTOCOLS = "model-repository,shared-memory,model-config,statistics,trace,logging"
+"""What the gateway never needs: closed to everyone who does not send the key."""
+
+SHM_BYTES = 16 << 20
+"""Shared memory of a Python model at start and of each growth: it never shrinks, and 1 MB (the default) grows often."""
+
+SHM_FOLDER = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """How a tritonserver is started.
+
+    `models` are loaded at start (an ensemble brings its steps), everything listens on `host`. `embed_items` and
+    `retrieve` are addresses of Tritons that hold those stages, empty = here. `admin_key` opens `ADMIN_PROTOCOLS`; empty
+    = a new secret that nobody knows.
+    """
+
+    releases: Path
+    signals: str = ""
+    models: tuple[str, ...] = ("pinrec",)
+    host: str = "127.0.0.1"
+    grpc_port: int = 8001
+    http_port: int = 8000
+    metrics_port: int = 8002
+    embed_items: str = ""
+    retrieve: str = ""
+    admin_key: str = ""
+    exit_timeout_s: int = 10
+
+
+def command(server: TritonServer, options: TritonOptions, model_repository: Path = MODEL_REPOSITORY) -> list[str]:
+    """The command line. Flags that came after 24.10 are set only where this server knows them."""
+    restricted = f"{ADMIN_PROTOCOLS}:admin-key={options.admin_key or secrets.token_hex(16)}"
+    line = [
+        str(server.executable),
+        f"--model-repository={model_repository}",
+        f"--backend-directory={server.backends}",
+        "--model-control-mode=explicit",
+        *(f"--load-model={name}" for name in options.models),
+        "--disable-auto-complete-config",
+        f"--exit-timeout-secs={options.exit_timeout_s}",
+        f"--http-address={options.host}",
+        f"--http-port={options.http_port}",
+        f"--grpc-address={options.host}",
+        f"--grpc-port={options.grpc_port}",
+        f"--metrics-address={options.host}",
+        f"--metrics-port={options.metrics_port}",
+        f"--grpc-restricted-protocol={restricted}",
+        f"--http-restricted-api={restricted}",
+        f"--backend-config=python,shm-region-prefix-name={shm_prefix(options)}",
+        f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={SHM_BYTES}",
+    ]
+    if not Path("/dev/nvidiactl").exists():
+        line.append("--allow-gpu-metrics=false")
+    if "--grpc-infer-thread-count" in help_of(server):
+        line.append("--grpc-infer-thread-count=4")
+    return line
+
+
+def help_of(server: TritonServer) -> str:
+    """What `--help` prints: a flag that a server does not know keeps it from starting, and none tells its version."""
+    environment = {**os.environ, "LD_LIBRARY_PATH": library_path(server, os.environ)}
+    shown = subprocess.run([server.executable, "--help"], env=environment, capture_output=True, text=True, check=False)
+    return shown.stdout + shown.stderr
+
+
+def environment(
+    server: TritonServer, options: TritonOptions, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """The environment: libraries and packages of the Python models, and what our stages read."""
+    threads = environ.get("PINREC_THREADS") or str(max(1, (os.cpu_count() or 1) // 2))
+    return {
+        **environ,
+        "LD_LIBRARY_PATH": library_path(server, environ),
+        # The stub embeds Python: it would look for its standard library beside the first python3 on PATH, and reads no
+        # .pth file, which is how a virtual environment finds an editable install.
+        "PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}",
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(REPOSITORY), *package_folders()])),
+        "PYTHONUNBUFFERED": "1",
+        # Several stages share the cores: few threads each, and idle ones must sleep instead of spinning.
+        "OMP_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PINREC_RELEASES": str(options.releases.resolve()),
+        "PINREC_SIGNALS": options.signals,
+        "PINREC_EMBED_ITEMS": options.embed_items,
+        "PINREC_RETRIEVE": options.retrieve,
+    }
+
+
+def package_folders() -> list[str]:
+    """Where this environment's packages lie."""
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    return [folder for folder in dict.fromkeys(folders) if Path(folder).is_dir()]
+
+
+def library_path(server: TritonServer, environ: Mapping[str, str]) -> str:
+    """LD_LIBRARY_PATH with the server's own folders first."""
+    inherited = environ.get("LD_LIBRARY_PATH", "")
+    return os.pathsep.join([*map(str, server.libraries), *filter(None, [inherited])])
+
+
+def shm_prefix(options: TritonOptions) -> str:
+    """Names of this server's shared memory regions; the port makes them its own on this host."""
+    return f"pinrec_{options.grpc_port}_"
+
+
+def clean_shm(options: TritonOptions, folder: Path = SHM_FOLDER) -> int:
+    """Remove regions that a killed server left behind; returns how many. Only while no server has the port."""
+    leftovers = list(folder.glob(shm_prefix(options) + "*"))
+    for region in leftovers:
+        region.unlink(missing_ok=True)
+    return len(leftovers)
