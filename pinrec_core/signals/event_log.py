@@ -5,7 +5,7 @@ Letters: R rows of the log.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pinrec_core.errors import InvalidData
@@ -91,8 +92,7 @@ def _batches(folder: Path) -> Iterator[pa.RecordBatch]:
     if not files:
         raise InvalidData(f"{folder.name} has neither events.parquet nor Parquet files under events/")
     try:
-        log = ds.dataset([str(file) for file in files], format="parquet",
-                         partitioning=ds.HivePartitioning.discover(), partition_base_dir=str(folder))  # fmt: skip
+        log = _dataset(files, folder)
         missing = [name for name in (*_INTEGERS, *_STRINGS) if name not in log.schema.names]
         if missing:
             raise InvalidData(f"{folder.name}: the event log lacks the columns {missing}; present: {log.schema.names}")
@@ -102,6 +102,21 @@ def _batches(folder: Path) -> Iterator[pa.RecordBatch]:
                 yield batch
     except (OSError, pa.ArrowException) as error:
         raise InvalidData(f"{folder.name}: the event log cannot be read: {type(error).__name__}") from error
+
+
+def _dataset(files: Sequence[Path], folder: Path) -> ds.Dataset:
+    """All files under one schema: a file may lack an optional column, or have nothing but nulls in it."""
+    names = [str(file) for file in files]
+    options = {"format": "parquet", "partitioning": ds.HivePartitioning.discover(), "partition_base_dir": str(folder)}
+    with_partitions = ds.dataset(names, **options).schema
+    schemas = [_without_dictionaries(schema) for schema in (*map(pq.read_schema, names), with_partitions)]
+    return ds.dataset(names, schema=pa.unify_schemas(schemas, promote_options="permissive"), **options)
+
+
+def _without_dictionaries(schema: pa.Schema) -> pa.Schema:
+    """Dictionary-encoded columns as plain ones: files may differ in how they encode the same names."""
+    plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in schema]
+    return pa.schema(plain)
 
 
 def _columns(batch: pa.RecordBatch, actions: Names, surfaces: Names) -> LogColumns:
@@ -133,10 +148,9 @@ def _integers(column: pa.Array, name: str, dtype: pa.DataType) -> NDArray[Any]:
 
 def _dictionary(column: pa.Array, name: str) -> pa.DictionaryArray:
     _refuse_nulls(column, name)
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise InvalidData(f"event log: column {name} has type {column.type}; allowed: string")
-    return column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    return column.dictionary_encode()
 
 
 def _refuse_nulls(column: pa.Array, name: str) -> None:

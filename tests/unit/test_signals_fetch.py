@@ -1,0 +1,270 @@
+import json
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pinrec_core.codec import dequantize, quantize
+from pinrec_core.config import config_from_dict
+from pinrec_core.messages import FetchSignalsInput, Status
+from pinrec_core.release import ItemTable, Release
+from pinrec_core.schema import ItemType, Vocabulary
+from pinrec_core.signals.batch_view import BatchView, compile_batch_view
+from pinrec_core.signals.events import Event
+from pinrec_core.signals.fetch import SignalFetcher, empty_signals
+from pinrec_core.signals.query_content import QueryContent
+from pinrec_core.signals.realtime import MemoryHistoryStore
+from pinrec_core.text_encoder import TextEncoder, query_item_id
+
+HOME, SEARCH = 1, 2
+"""Surface codes of the release."""
+SAVE, CLICK, SEARCHED = 1, 2, 3
+"""Action codes of the release."""
+VOCABULARY = Vocabulary(("save", "click"), ("save", "click", "search"), ("home", "search"), ("search",))
+
+T0 = 1_700_000_000_000
+DAY = 86_400_000
+USER, QUERIES_USER, NOBODY = 7, 8, 99
+CAKE = query_item_id("chocolate cake")
+KNOWN_QUERY = query_item_id("red bicycle")
+LOG = [
+    (USER, 10, "pin", "click", "home", T0 - 3 * DAY, None),
+    (USER, 20, "pin", "save", "home", T0 - 2 * DAY, None),
+    (USER, 30, "pin", "poke", "attic", T0, None),  # the vocabulary has neither
+    (QUERIES_USER, CAKE, "search_query", "search", "search", T0 - 5, "Chocolate  CAKE"),
+    (QUERIES_USER, KNOWN_QUERY, "search_query", "search", "search", T0 - 4, "red bicycle"),
+    (QUERIES_USER, 4_040, "search_query", "search", "search", T0 - 3, None),  # nobody kept its text
+    (QUERIES_USER, 999, "pin", "save", "home", T0 - 2, None),  # an item newer than the release
+]
+CONTENT = np.array([[1, 0, 0, 0], [0, 2, 0, 0], [0, 0, -4, 0], [1, 2, 3, 4]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return TextEncoder.fit(["chocolate cake", "red bicycle", "blue sky", "green kitchen"], dim=4)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory, encoder):
+    """Items 10, 20, 30 and one search query; histories of at most 4 events."""
+    path = tmp_path_factory.mktemp("release")
+    ids = np.array([10, 20, 30, KNOWN_QUERY], np.int64)
+    order = np.argsort(ids)
+    content, scale = quantize(CONTENT[order])
+    types = np.array([0, 0, 0, 1], np.uint8)[order]
+    ItemTable(ids[order], types, content, scale).save(path / "items")
+    encoder.save(path / "text_encoder")
+    return Release(path, 3, {}, config_from_dict({"model": {"max_history": 4}}), VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def batch_view(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("log")
+    names = ("user_id", "item_id", "item_type", "action", "surface", "timestamp_ms", "text")
+    columns = dict(zip(names, map(list, zip(*LOG, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), folder / "events.parquet")
+    compile_batch_view(folder, folder / "view")
+    return BatchView.open(folder / "view")
+
+
+@pytest.fixture
+def store():
+    return MemoryHistoryStore()
+
+
+@pytest.fixture
+def fetcher(release, batch_view, store):
+    return SignalFetcher(release, batch_view, store)
+
+
+def ask(user_id, search_query="", surface=HOME, remaining_ms=1_000):
+    return FetchSignalsInput(user_id, surface, search_query, T0 + DAY, 3, remaining_ms)
+
+
+def saved(user_id, item_id, timestamp_ms, **changes):
+    return Event(user_id, item_id, ItemType.PIN, "save", "home", timestamp_ms)._replace(**changes)
+
+
+def test_a_history_of_the_batch_view_in_the_release_s_codes(fetcher):
+    (signals,) = fetcher.run([ask(USER)])
+    assert signals.item_ids.tolist() == [10, 20, 30]
+    assert signals.actions.tolist() == [CLICK, SAVE, 0]
+    assert signals.surfaces.tolist() == [HOME, HOME, 0]
+    assert signals.item_types.tolist() == [0, 0, 0]
+    assert signals.timestamps_ms.tolist() == [T0 - 3 * DAY, T0 - 2 * DAY, T0]
+    assert dequantize(signals.content, signals.content_scale) == pytest.approx(CONTENT[:3], abs=0.02)
+    assert signals.seen_item_ids.tolist() == [10, 20, 30]
+    assert (signals.sequence_length, signals.history_length, signals.realtime_events) == (3, 3, 0)
+    assert signals.status == Status.OK
+
+
+def test_dtypes_are_the_contract_s(fetcher, store):
+    store.append([saved(USER, 10, T0 + 1)])
+    for request in (ask(USER), ask(USER, "cake"), ask(NOBODY)):
+        (signals,) = fetcher.run([request])
+        assert signals.content.dtype == np.int8
+        assert signals.content_scale.dtype == np.float32
+        assert signals.item_ids.dtype == signals.timestamps_ms.dtype == signals.seen_item_ids.dtype == np.int64
+        assert signals.item_types.dtype == np.uint8
+        assert signals.actions.dtype == signals.surfaces.dtype == np.int32
+        assert all(type(signals.__dict__[name]) is int for name in ("sequence_length", "history_length", "status"))
+        assert type(signals.realtime_events) is int
+
+
+def test_an_appended_event_is_in_the_next_history(fetcher, store):
+    store.append([saved(USER, 20, T0 + 5, action="click", surface="search")])
+    (signals,) = fetcher.run([ask(USER)])
+    assert signals.item_ids.tolist() == [10, 20, 30, 20]
+    assert (signals.actions[-1], signals.surfaces[-1]) == (CLICK, SEARCH)
+    assert (signals.history_length, signals.realtime_events) == (4, 1)
+    assert np.array_equal(signals.content[3], signals.content[1])
+
+
+def test_an_event_in_both_views_counts_once(fetcher, store):
+    store.append([saved(USER, 30, T0, action="poke", surface="attic"), saved(USER, 20, T0 + 5)])
+    (signals,) = fetcher.run([ask(USER)])
+    assert signals.item_ids.tolist() == [10, 20, 30, 20]
+    assert signals.realtime_events == 1
+
+
+def test_late_events_within_the_overlap_are_found_and_older_ones_are_the_batch_view_s(release, batch_view, store):
+    store.append([saved(USER, 11, T0 - 1_000), saved(USER, 12, T0 - 1_001)])
+    (signals,) = SignalFetcher(release, batch_view, store, overlap_ms=1_000).run([ask(USER)])
+    assert signals.item_ids.tolist() == [10, 20, 11, 30]
+    assert signals.realtime_events == 1
+
+
+def test_truncation_keeps_the_newest_and_seen_items_come_from_before_it(fetcher, store):
+    store.append([saved(USER, 40 + i, T0 + 1 + i) for i in range(3)])
+    (signals,) = fetcher.run([ask(USER)])
+    assert signals.item_ids.tolist() == [30, 40, 41, 42]
+    assert signals.seen_item_ids.tolist() == [10, 20, 30, 40, 41, 42]
+    assert (signals.history_length, signals.realtime_events) == (4, 3)
+
+
+def test_the_request_s_search_query_comes_last_and_is_not_stored(fetcher, store):
+    store.append([saved(USER, 40, T0 + 1)])
+    with_query, without = fetcher.run([ask(USER, "Red   Bicycle", SEARCH), ask(USER)])
+    assert with_query.item_ids.tolist() == [20, 30, 40, KNOWN_QUERY]
+    assert with_query.item_types.tolist() == [0, 0, 0, ItemType.SEARCH_QUERY]
+    assert (with_query.actions[-1], with_query.surfaces[-1]) == (SEARCHED, SEARCH)
+    assert with_query.timestamps_ms[-1] == T0 + DAY
+    assert (with_query.sequence_length, with_query.history_length, with_query.realtime_events) == (4, 3, 1)
+    assert with_query.seen_item_ids.tolist() == [10, 20, 30, 40]
+    assert dequantize(with_query.content, with_query.content_scale)[-1] == pytest.approx(CONTENT[3], abs=0.02)
+    assert without.item_ids.tolist() == [10, 20, 30, 40]
+
+
+def test_a_search_query_without_words_is_none(fetcher):
+    (signals,) = fetcher.run([ask(USER, " ?! ")])
+    assert signals.item_ids.tolist() == [10, 20, 30]
+
+
+def test_content_of_search_queries_that_the_release_lacks_comes_from_its_text_encoder(fetcher, store, encoder):
+    blue = query_item_id("blue sky")
+    typed = Event(QUERIES_USER, blue, ItemType.SEARCH_QUERY, "search", "search", T0 + 1, text="Blue sky")
+    store.append([typed])
+    for _ in range(2):  # the second time from memory
+        (signals,) = fetcher.run([ask(QUERIES_USER, "green kitchen", SEARCH)])
+        content, scale = quantize(encoder.encode(["Blue sky", "green kitchen"]))
+        assert signals.item_ids.tolist() == [4_040, 999, blue, query_item_id("green kitchen")]
+        assert np.array_equal(signals.content[2:], content)
+        assert np.array_equal(signals.content_scale[2:], scale)
+        assert not signals.content[:2].any()  # no text, and a pin that the release does not know
+        assert not signals.content_scale[:2].any()
+
+
+def test_texts_of_logged_search_queries_come_from_the_batch_view(fetcher, encoder):
+    (signals,) = fetcher.run([ask(QUERIES_USER)])
+    content, scale = quantize(encoder.encode(["chocolate cake"]))
+    assert signals.item_ids.tolist() == [CAKE, KNOWN_QUERY, 4_040, 999]
+    assert np.array_equal(signals.content[0], content[0])
+    assert signals.content_scale[0] == scale[0]
+    assert dequantize(signals.content, signals.content_scale)[1] == pytest.approx(CONTENT[3], abs=0.02)
+    assert signals.seen_item_ids.tolist() == [999]
+
+
+def test_a_user_whom_nobody_has_seen_gets_one_void_row(fetcher):
+    (signals,) = fetcher.run([ask(NOBODY)])
+    assert signals.content.shape == (1, 4)
+    assert not signals.content.any()
+    assert signals.item_ids.tolist() == [0]
+    assert signals.seen_item_ids.tolist() == [-1]
+    assert (signals.sequence_length, signals.history_length, signals.realtime_events) == (0, 0, 0)
+    assert signals.status == Status.COLD_START
+
+
+def test_a_search_query_alone_is_still_a_cold_start(fetcher):
+    (signals,) = fetcher.run([ask(NOBODY, "red bicycle", SEARCH)])
+    assert signals.item_ids.tolist() == [KNOWN_QUERY]
+    assert (signals.sequence_length, signals.history_length) == (1, 0)
+    assert signals.status == Status.COLD_START
+
+
+def test_a_batch_equals_its_requests_alone(fetcher, store):
+    store.append([saved(USER, 20, T0 + 5), saved(QUERIES_USER, 10, T0 + 6)])
+    requests = [ask(USER), ask(NOBODY), ask(QUERIES_USER, "blue sky"), ask(NOBODY, "cake"), ask(USER, "cake")]
+    for request, together in zip(requests, fetcher.run(requests), strict=True):
+        (alone,) = fetcher.run([request])
+        for name, value in alone.__dict__.items():
+            if name != "deadline_ns":
+                assert np.array_equal(value, together.__dict__[name]), name
+    assert fetcher.run([]) == []
+
+
+def test_the_deadline_counts_from_arrival(fetcher):
+    before = time.monotonic_ns()
+    short, long = fetcher.run([ask(USER, remaining_ms=10), ask(USER, remaining_ms=1_000)])
+    assert before + 10_000_000 <= short.deadline_ns <= time.monotonic_ns() + 10_000_000
+    assert long.deadline_ns - short.deadline_ns == 990_000_000
+
+
+def test_without_a_batch_view_every_realtime_event_counts(release, store):
+    store.append([saved(USER, 10, 1), saved(USER, 20, T0)])
+    (signals,) = SignalFetcher(release, None, store).run([ask(USER)])
+    assert signals.item_ids.tolist() == [10, 20]
+    assert signals.realtime_events == 2
+
+
+def test_a_history_of_one_position_gives_way_to_the_search_query(release, batch_view, store):
+    config = config_from_dict({"model": {"max_history": 1}})
+    short = Release(release.path, 3, {}, config, VOCABULARY)
+    (signals,) = SignalFetcher(short, batch_view, store).run([ask(USER, "red bicycle", SEARCH)])
+    assert signals.item_ids.tolist() == [KNOWN_QUERY]
+    assert (signals.history_length, signals.realtime_events) == (0, 0)
+    assert signals.seen_item_ids.tolist() == [10, 20, 30]
+
+
+def test_degraded_signals_are_void():
+    signals = empty_signals(4, Status.COLD_START | Status.SIGNALS_UNAVAILABLE, 5)
+    assert (signals.status, signals.deadline_ns, signals.sequence_length) == (3, 5, 0)
+    assert signals.content.shape == (1, 4)
+
+
+def test_query_content_is_the_encoder_s_in_any_batch(encoder):
+    content = QueryContent(encoder)
+    first = content.of(["red bicycle"])
+    codes, scale = content.of(["blue sky", "red bicycle", "", "blue sky"])
+    expected_codes, expected_scale = quantize(encoder.encode(["blue sky", "red bicycle", "", "blue sky"]))
+    assert np.array_equal(codes, expected_codes)
+    assert np.array_equal(scale, expected_scale)
+    assert np.array_equal(codes[1], first[0][0])
+
+
+def test_query_content_forgets_the_least_recently_used(encoder, monkeypatch):
+    monkeypatch.setattr("pinrec_core.signals.query_content._KEPT_TEXTS", 2)
+    encoded = []
+    monkeypatch.setattr(TextEncoder, "encode", lambda self, texts: encoded.extend(texts) or np.ones((len(texts), 4)))
+    content = QueryContent(encoder)
+    for text in ("a", "b", "a", "c", "a", "b"):
+        content.of([text])
+    assert encoded == ["a", "b", "c", "b"]
+
+
+def test_the_vocabulary_is_the_release_s_own(release, batch_view, store):
+    other = Vocabulary.from_dict(json.loads(json.dumps({**VOCABULARY.to_dict(), "actions": ["poke", "save"]})))
+    view = SignalFetcher(Release(release.path, 4, {}, release.config, other), batch_view, store)
+    (signals,) = view.run([ask(USER)])
+    assert signals.actions.tolist() == [0, 2, 1]
