@@ -82,6 +82,7 @@ def start_host(
     Raises InvalidRelease if none of the listed releases can be opened.
     """
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s {contract.name}: %(message)s")
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells at length which instruction sets it tried
     releases = OpenReleases(Path(os.environ["PINREC_RELEASES"]), open_stage, verify, executor)
     releases.wait()
     return StageHost(contract.name, releases)

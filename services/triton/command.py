@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-import site
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +91,9 @@ def environment(
     return {
         **environ,
         "LD_LIBRARY_PATH": library_path(server, environ),
-        # The stub embeds Python: it would look for its standard library beside the first python3 on PATH, and reads no
-        # .pth file, which is how a virtual environment finds an editable install.
-        "PYTHONHOME": f"{sys.base_prefix}:{sys.base_exec_prefix}",
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(REPOSITORY), *package_folders()])),
-        "PYTHONUNBUFFERED": "1",
+        # The stub embeds an isolated Python, which ignores PYTHONPATH and PYTHONHOME (24.10, from Python 3.11 on) but
+        # takes the first python3 on PATH for its own: this environment's, and with it its packages and .pth files.
+        "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), *filter(None, [environ.get("PATH", "")])]),
         # Several stages share the cores: few threads each, and idle ones must sleep instead of spinning.
         "OMP_NUM_THREADS": threads,
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -106,12 +102,6 @@ def environment(
         "PINREC_EMBED_ITEMS": options.embed_items,
         "PINREC_RETRIEVE": options.retrieve,
     }
-
-
-def package_folders() -> list[str]:
-    """Where this environment's packages lie."""
-    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
-    return [folder for folder in dict.fromkeys(folders) if Path(folder).is_dir()]
 
 
 def library_path(server: TritonServer, environ: Mapping[str, str]) -> str:
