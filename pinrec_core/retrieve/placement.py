@@ -111,7 +111,7 @@ class Settlement:
 
     def _next_loan(self) -> tuple[int, int] | None:
         """Who lends a place to whom next, if anyone can."""
-        lenders = {self._listings[embedding].outcome: embedding for embedding in reversed(self.short)}
+        lenders = {self._listings[embedding].outcome: embedding for embedding in self.short}
         for outcome in sorted(lenders, key=lambda outcome: (-self._counts[outcome], outcome)):
             claims = [
                 self._next_claim(embedding)

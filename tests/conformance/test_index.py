@@ -1,6 +1,7 @@
 """One behaviour for every index: exact, and IVF-HNSW in each of its codes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -124,13 +125,26 @@ def test_a_batch_of_mixed_k_equals_single_searches(index, queries):
         np.testing.assert_allclose(scores, alone_scores, atol=1e-6)
 
 
-@pytest.mark.parametrize("k", [2_999, 3_000, 3_001, 1_000_000])
+@pytest.mark.parametrize("k", [2_999, 3_000, 3_001, 1_000_000, 2**63 - 1])
 def test_a_k_beyond_the_corpus_returns_all_of_it_once(index, corpus, queries, k):
     for found, scores in index.search(queries[:3], [k] * 3):
         assert len(found) == min(k, 3_000)
         assert len(np.unique(found)) == len(found)
         assert np.isin(found, corpus[0]).all()
         assert scores.min() >= -1.1
+
+
+def test_a_query_beside_almost_empty_cells_still_gets_k_items(config, tmp_path):
+    """Eight items alone on their axes and a crowd elsewhere: the cells nearest to a loner hold a few items only."""
+    crowd = unit(np.eye(DIM)[9] + 0.1 * np.random.default_rng(0).normal(size=(392, DIM)))
+    vectors = np.concatenate([np.eye(DIM, dtype=np.float32)[:8], crowd])
+    config = replace(config, nlist=10, nprobe=1)
+    build_index(np.arange(400), vectors, config, tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    for axis in range(8):
+        [(found, _)] = index.search(vectors[axis : axis + 1], [30])
+        assert found[0] == axis
+        assert len(np.unique(found)) == 30
 
 
 def test_equal_vectors_are_all_found(config, tmp_path):
@@ -266,6 +280,13 @@ def test_sizes_and_probes_can_be_said(tmp_path):
     assert 0 < facts["recall"] <= 1
     with pytest.raises(InvalidConfig, match="nlist has value 401; allowed: at most the 400 items"):
         build_index(*world(400), RetrieveConfig(kind="ivf_hnsw", nlist=401), tmp_path / "other")
+
+
+def test_a_large_k_probes_more_cells(tmp_path):
+    build_index(*world(4_000), RetrieveConfig(kind="ivf_hnsw", nlist=40, nprobe=3, ef_search=20), tmp_path / "index")
+    index = open_index(tmp_path / "index")
+    # 100 items a cell: 256 items need cells that hold 512
+    assert {k: index._parameters(k).nprobe for k in (16, 256, 4_000)} == {16: 3, 256: 6, 4_000: 40}
 
 
 def test_probes_are_tuned_on_the_queries_given(corpus, tmp_path):

@@ -102,9 +102,18 @@ def test_a_lent_place_competes_like_any_other():
 
 
 def test_the_outcome_with_the_larger_count_borrows_first():
-    # both lack one and both siblings have 9 next at rank 1; the smaller one then finds nothing left
-    listings = [listing(0, 1, []), listing(0, 1, [1, 9]), listing(1, 2, []), listing(1, 1, [2, 9])]
-    assert settled(listings, [2, 3], lend=True) == [[], [1], [], [2, 9]]
+    # Each outcome lacks one. Outcome 1 (count 8) borrows first: its fourth embedding takes 2, so that the second of
+    # outcome 0 goes on to 3 and has 4 next, at rank 3 like 14 of the third, whose score is higher.
+    listings = [
+        listing(0, 1, []),
+        listing(0, 2, [1, 2, 3, 4], [0.9, 0.8, 0.7, 0.1]),
+        listing(0, 3, [11, 12, 13, 14], [0.9, 0.8, 0.7, 0.6]),
+        listing(1, 1, []),
+        listing(1, 1, [21, 2]),
+        listing(1, 6, [31, 32, 33, 34, 35, 36]),
+    ]
+    held = settled(listings, [6, 8], lend=True)
+    assert held == [[], [1, 3], [11, 12, 13, 14], [], [21, 2], [31, 32, 33, 34, 35, 36]]
 
 
 # Rule 3: popular lists

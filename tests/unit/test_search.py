@@ -223,8 +223,23 @@ def test_one_search_for_the_batch_and_another_only_where_a_list_ended():
     retriever = Retriever(index, circle_popular(), overfetch_factor=2.0)
     plain, crowded = ask([0, 90], [3, 2], [0, 1]), ask([180, 0], [2, 1], [0, 1], seen_item_ids=np.arange(14, 23))
     retriever.run([plain, crowded])
-    # first twice the allocation (5 = all of plain); then four times as many, at most the 3 wanted + 9 filtered, for the embedding at 180
+    # First twice the allocation, at most the 5 that plain wants. Then the embedding at 180, whose list was all seen,
+    # asks for four times as many, at most the 3 wanted + 9 filtered.
     assert index.asked == [[5, 4, 4, 2], [12]]
+
+
+class StingyIndex(RecordedIndex):
+    """An engine that finds two items a query, however many there are."""
+
+    def search(self, queries, ks):
+        return super().search(queries, np.minimum(ks, 2))
+
+
+def test_what_the_index_does_not_find_is_refilled_from_siblings_then_popular():
+    retriever = Retriever(StingyIndex(at(*range(0, 360, 10))), circle_popular(), overfetch_factor=2.0)
+    # at 2 degrees only 0 and 1; at 92 degrees 9, whose leftover 10 comes next; then home's first popular pin
+    found = answer(retriever, ask([2, 92], [4, 1], [0, 0]))
+    assert found == [(0, 0, 0), (9, 0, 1), (1, 0, 0), (10, 0, 1), (12, 0, -1)]
 
 
 def test_more_is_not_asked_than_could_be_needed():
