@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pinrec_core.errors import InvalidData
 from pinrec_core.schema import ITEM_TYPE_NAMES, ItemType
 from pinrec_core.signals.events import derived_event_ids, name_hash
+from pinrec_core.text_encoder import normalize_text, query_item_id
 
 _INTEGERS = ("user_id", "item_id", "timestamp_ms")
 _STRINGS = ("item_type", "action", "surface")
@@ -67,7 +68,8 @@ class EventLog:
 def read_event_log(folder: Path) -> EventLog:
     """Read `events.parquet`, or every Parquet file under `events/` in path order. Raises InvalidData.
 
-    Event ids that the log lacks (no column, null or 0) are derived from the rows, see `events.derived_event_ids`.
+    A search query's item id is the hash of its text, whatever the log says. Event ids that the log lacks (no column,
+    null or 0) are derived from the rows, see `events.derived_event_ids`.
     """
     actions, surfaces = Names(), Names()
     parts: list[LogColumns] = []
@@ -75,9 +77,11 @@ def read_event_log(folder: Path) -> EventLog:
     for batch in _batches(folder):
         part = _columns(batch, actions, surfaces)
         parts.append(part)
-        is_query = part.item_types == ItemType.SEARCH_QUERY
-        query_ids.append(part.item_ids[is_query])
-        query_texts.append(_texts(batch, is_query))
+        at = np.flatnonzero(part.item_types == ItemType.SEARCH_QUERY)
+        query_texts.append(_texts(batch, at))
+        query_ids.append(_query_ids(query_texts[-1], part.item_ids[at]))
+        if len(at):
+            part.item_ids[at] = query_ids[-1]
     if not parts:
         raise InvalidData(f"{folder.name}: the event log has no rows; at least one event is needed")
     columns = LogColumns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -141,7 +145,7 @@ def _integers(column: pa.Array, name: str, dtype: pa.DataType) -> NDArray[Any]:
     if not pa.types.is_integer(column.type):
         raise InvalidData(f"event log: column {name} has type {column.type}; allowed: {dtype}")
     try:
-        return np.asarray(column.cast(dtype).to_numpy(zero_copy_only=False))
+        return np.array(column.cast(dtype).to_numpy(zero_copy_only=False))
     except pa.ArrowInvalid as error:
         raise InvalidData(f"event log: column {name} has values outside {dtype}") from error
 
@@ -172,11 +176,21 @@ def _indices(encoded: pa.DictionaryArray) -> NDArray[np.int64]:
     return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _texts(batch: pa.RecordBatch, is_query: NDArray[np.bool_]) -> pa.Array:
-    """Texts of the search queries of one batch, large_string, "" where missing."""
+def _texts(batch: pa.RecordBatch, at: NDArray[np.int64]) -> pa.Array:
+    """Texts of the rows `at` (the search queries), large_string, "" where missing."""
     if "text" not in batch.schema.names:
-        return pa.repeat(pa.scalar("", pa.large_string()), int(is_query.sum()))
-    return batch.column("text").filter(pa.array(is_query)).cast(pa.large_string()).fill_null("")
+        return pa.repeat(pa.scalar("", pa.large_string()), len(at))
+    return batch.column("text").take(pa.array(at)).cast(pa.large_string()).fill_null("")
+
+
+def _query_ids(texts: pa.Array, given: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Hash of each text, the given id where it has no words: int64 [len(texts)]. Loops over distinct texts only."""
+    encoded = texts.dictionary_encode()
+    distinct = encoded.dictionary.to_pylist()
+    has_words = np.array([bool(normalize_text(text)) for text in distinct], dtype=bool)
+    ids = np.array([query_item_id(text) for text in distinct], dtype=np.int64)
+    places = _indices(encoded)
+    return np.where(has_words[places], ids[places], given)
 
 
 def _complete_ids(columns: LogColumns, actions: Names, surfaces: Names) -> NDArray[np.uint64]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pinrec_core.errors import InvalidRequest
 from pinrec_core.messages import FetchSignalsInput
-from pinrec_core.schema import ITEM_TYPE_NAMES, ItemType
+from pinrec_core.schema import ITEM_TYPE_NAMES, SEARCH_ACTION, ItemType
 from pinrec_core.signals.events import Event
 from pinrec_core.text_encoder import normalize_text, query_item_id
 from services.proto import signals_pb2
@@ -23,8 +23,8 @@ MAX_TEXT_CHARS = 512
 FIRST_TIMESTAMP_MS = 100_000_000_000
 """3 March 1973. A smaller number is a time in seconds, or none at all."""
 
-LAST_TIMESTAMP_MS = 10_000_000_000_000
-"""20 November 2286. A larger number is a time in microseconds or nanoseconds."""
+LAST_TIMESTAMP_MS = 100_000_000_000_000
+"""The year 5138. A larger number is a time in microseconds or nanoseconds."""
 
 
 def events_of(request: signals_pb2.AppendEventsRequest) -> list[Event]:
@@ -55,12 +55,16 @@ def _event(event: signals_pb2.Event, field: str) -> Event:
         if not getattr(event, name):
             raise InvalidRequest(f"{field}.{name}", "", "a name that is not empty")
         _check_length(getattr(event, name), f"{field}.{name}", MAX_NAME_CHARS)
+    is_query = event.item_type == ITEM_TYPE_NAMES[ItemType.SEARCH_QUERY]
+    if is_query != (event.action == SEARCH_ACTION):
+        allowed = SEARCH_ACTION if is_query else f"any but {SEARCH_ACTION}, which belongs to search queries"
+        raise InvalidRequest(f"{field}.action", event.action, allowed)
     _check_length(event.text, f"{field}.text", MAX_TEXT_CHARS)
     if not FIRST_TIMESTAMP_MS <= event.timestamp_ms < LAST_TIMESTAMP_MS:
         allowed = f"Unix milliseconds from {FIRST_TIMESTAMP_MS} to {LAST_TIMESTAMP_MS}"
         raise InvalidRequest(f"{field}.timestamp_ms", event.timestamp_ms, allowed)
-    item_type = ItemType(ITEM_TYPE_NAMES.index(event.item_type))
-    item_id = event.item_id if item_type == ItemType.PIN else _query_id(event, field)
+    item_type = ItemType.SEARCH_QUERY if is_query else ItemType.PIN
+    item_id = _query_id(event, field) if is_query else event.item_id
     return Event(
         event.user_id, item_id, item_type, event.action, event.surface, event.timestamp_ms, event.event_id, event.text
     )

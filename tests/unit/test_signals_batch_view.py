@@ -9,13 +9,15 @@ from pinrec_core.errors import InvalidData
 from pinrec_core.schema import ItemType
 from pinrec_core.signals.batch_view import BatchView, compile_batch_view
 from pinrec_core.signals.events import Event, with_event_ids
+from pinrec_core.text_encoder import query_item_id
 
 COLUMNS = ("user_id", "item_id", "item_type", "action", "surface", "timestamp_ms")
+KITCHEN = query_item_id("Grüne  KÜCHE")
 ROWS = [
     (7, 71, "pin", "save", "home", 3_000_000),
     (-5, 51, "pin", "click", "home", 1_000_000),
     (7, 72, "pin", "click", "related", 1_000_000),
-    (7, -9, "search_query", "search", "search", 2_000_000),
+    (7, KITCHEN, "search_query", "search", "search", 2_000_000),
     (-5, 52, "pin", "save", "related", 9_000_000),
 ]
 TEXTS = [None, None, None, "grüne Küche", None]
@@ -49,7 +51,7 @@ def names(view, rows):
 def test_each_user_has_its_events_oldest_first(folder):
     view = compiled(folder)
     rows = view.read(7)
-    assert rows.item_ids.tolist() == [72, -9, 71]
+    assert rows.item_ids.tolist() == [72, KITCHEN, 71]
     assert rows.item_types.tolist() == [ItemType.PIN, ItemType.SEARCH_QUERY, ItemType.PIN]
     assert rows.timestamps_ms.tolist() == [1_000_000, 2_000_000, 3_000_000]
     assert names(view, rows) == [("click", "related"), ("search", "search"), ("save", "home")]
@@ -82,16 +84,25 @@ def test_derived_ids_are_those_of_an_append(folder):
 
 def test_a_search_query_keeps_its_text(folder):
     view = compiled(folder)
-    assert view.search_query(-9) == "grüne Küche"
+    assert view.search_query(KITCHEN) == "grüne Küche"
     assert view.search_query(71) == ""
     assert view.search_query(2**63 - 1) == ""
+
+
+def test_a_search_query_has_the_id_of_its_text_whatever_the_log_says(tmp_path):
+    rows = [(1, 0, "search_query", "search", "home", 5), (1, 33, "search_query", "search", "home", 6)]
+    pq.write_table(log_table(rows, text=["grüne küche", " ?! "]), tmp_path / "events.parquet")
+    view = compiled(tmp_path)
+    event = Event(1, KITCHEN, ItemType.SEARCH_QUERY, "search", "home", 5, text="grüne küche")
+    assert view.read(1).item_ids.tolist() == [KITCHEN, 33]
+    assert view.read(1).event_ids[0] == with_event_ids([event])[0].event_id
 
 
 def test_only_the_newest_events_of_a_user_are_kept(folder):
     view = compiled(folder, max_events_per_user=1)
     assert view.read(7).item_ids.tolist() == [71]
     assert view.read(-5).item_ids.tolist() == [52]
-    assert view.search_query(-9) == ""  # its event is gone
+    assert view.search_query(KITCHEN) == ""  # its event is gone
 
 
 def test_events_of_equal_time_keep_the_order_of_the_log(tmp_path):
@@ -140,7 +151,7 @@ def test_partitioned_logs_give_the_same_view(folder, tmp_path):
         for mine, theirs in zip(one.read(user_id), other.read(user_id), strict=True):
             assert np.array_equal(mine, theirs)
     assert (one.actions, one.surfaces) == (other.actions, other.surfaces)
-    assert other.search_query(-9) == "grüne Küche"
+    assert other.search_query(KITCHEN) == "grüne Küche"
 
 
 def test_a_file_may_lack_the_optional_columns(tmp_path):
@@ -150,7 +161,7 @@ def test_a_file_may_lack_the_optional_columns(tmp_path):
     pq.write_table(log_table(ROWS[2:], text=TEXTS[2:], event_id=ids), tmp_path / "events" / "1.parquet")
     view = compiled(tmp_path)
     assert view.read(7).event_ids[:2].tolist() == [5, 6]
-    assert view.search_query(-9) == "grüne Küche"
+    assert view.search_query(KITCHEN) == "grüne Küche"
 
 
 def test_a_view_agrees_with_a_plain_sort_of_the_log(tmp_path):
@@ -174,7 +185,7 @@ def test_a_new_view_replaces_the_old_one_and_open_readers_keep_theirs(folder):
     old = compiled(folder)
     pq.write_table(log_table([(7, 99, "pin", "save", "home", 10_000_000)]), folder / "events.parquet")
     new = compiled(folder)
-    assert old.read(7).item_ids.tolist() == [72, -9, 71]
+    assert old.read(7).item_ids.tolist() == [72, KITCHEN, 71]
     assert new.read(7).item_ids.tolist() == [99]
     assert sorted(path.name for path in folder.iterdir()) == ["events.parquet", "view"]
 

@@ -1,0 +1,110 @@
+"""The client against servers that are absent, slow or refuse; the real one: tests/e2e/test_signal_service.py."""
+
+import time
+from concurrent import futures
+from contextlib import contextmanager
+
+import grpc
+import numpy as np
+import pytest
+
+from pinrec_core.errors import ReleaseNotOpen
+from pinrec_core.messages import FetchSignalsInput, Status
+from services.proto import signals_pb2, signals_pb2_grpc
+from services.signals.client import RemoteSignals
+from services.signals.wire import CODE_METADATA
+
+DEGRADED = Status.COLD_START | Status.SIGNALS_UNAVAILABLE
+
+
+def ask(release, remaining_ms=2_000):
+    return FetchSignalsInput(7, 1, "", 1_700_000_000_000, release, remaining_ms)
+
+
+class Scripted(signals_pb2_grpc.SignalServiceServicer):
+    """Answers as the release number says."""
+
+    def GetHistories(self, request, context):  # noqa: N802  the name in the proto
+        if request.release == 404:
+            context.set_trailing_metadata(((CODE_METADATA, "RELEASE_NOT_OPEN"),))
+            context.abort(grpc.StatusCode.UNAVAILABLE, "release 404 is not open; open: [1]")
+        if request.release == 408:
+            while context.is_active():
+                time.sleep(0.01)
+        if request.release == 500:
+            context.abort(grpc.StatusCode.INTERNAL, "internal error")
+        history = signals_pb2.History(
+            content=bytes([1, 2, 3, 4]),
+            content_scale=np.array([0.5, 2], "<f4").tobytes(),
+            item_ids=np.array([-3, 2**62], "<i8").tobytes(),
+            item_types=b"\0\1",
+            actions=np.array([1, 2], "<i4").tobytes(),
+            surfaces=np.array([1, 0], "<i4").tobytes(),
+            timestamps_ms=np.array([5, 6], "<i8").tobytes(),
+            history_length=2,
+            realtime_events=1,
+        )
+        return signals_pb2.GetHistoriesResponse(histories=[history] * len(request.requests))
+
+
+@contextmanager
+def remote_to(address):
+    remote = RemoteSignals(address, content_dim=2)
+    yield remote
+    remote.close()
+
+
+@pytest.fixture(scope="module")
+def scripted():
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    signals_pb2_grpc.add_SignalServiceServicer_to_server(Scripted(), server)
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    with remote_to(f"localhost:{port}") as remote:
+        yield remote
+    server.stop(0).wait()
+
+
+def test_a_history_is_unpacked_with_the_contract_s_dtypes(scripted):
+    (signals,) = scripted.run([ask(1)])
+    assert signals.content.tolist() == [[1, 2], [3, 4]]
+    assert signals.content_scale.tolist() == [0.5, 2.0]
+    assert signals.item_ids.tolist() == [-3, 2**62]
+    assert signals.item_types.tolist() == [0, 1]
+    assert signals.seen_item_ids.tolist() == [-1]
+    assert (signals.sequence_length, signals.history_length, signals.realtime_events) == (2, 2, 1)
+    assert signals.status == Status.OK
+    assert signals.content.flags.writeable
+    dtypes = [getattr(signals, name).dtype for name in ("content", "item_types", "actions", "surfaces")]
+    assert dtypes == [np.int8, np.uint8, np.int32, np.int32]
+
+
+def test_no_service_means_degraded_signals():
+    with remote_to("localhost:9") as remote:  # the discard port: nobody listens
+        before = time.monotonic_ns()
+        first, second = remote.run([ask(1), ask(2, remaining_ms=500)])
+    assert (first.status, second.status) == (DEGRADED, DEGRADED)
+    assert first.content.shape == (1, 2)
+    assert (first.sequence_length, first.seen_item_ids.tolist()) == (0, [-1])
+    assert before + 2_000_000_000 <= first.deadline_ns
+    assert first.deadline_ns - second.deadline_ns == 1_500_000_000
+
+
+def test_a_late_or_failing_service_means_degraded_signals_with_time_left(scripted):
+    (late,) = scripted.run([ask(408, remaining_ms=400)])
+    assert late.status == DEGRADED
+    assert late.deadline_ns > time.monotonic_ns() - 10_000_000_000
+    (failed,) = scripted.run([ask(500)])
+    assert failed.status == DEGRADED
+
+
+def test_a_release_that_is_not_open_is_an_error_of_its_own_requests(scripted):
+    fine, refused, also_fine, also_refused = scripted.run([ask(1), ask(404), ask(1), ask(404)])
+    assert fine.item_ids.tolist() == also_fine.item_ids.tolist() == [-3, 2**62]
+    for error in (refused, also_refused):
+        assert isinstance(error, ReleaseNotOpen)
+        assert (error.release, error.message) == (404, "release 404 is not open; open: [1]")
+
+
+def test_no_requests_no_calls(scripted):
+    assert scripted.run([]) == []
