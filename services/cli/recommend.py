@@ -107,7 +107,7 @@ def in_process(request: GetCandidatesRequest, release_dir: Path, data_dir: Path 
     from pinrec_core.recommend import Stages
     from pinrec_core.recommend import recommend as run_stages
     from pinrec_core.signals.batch_view import compile_batch_view
-    from services.gateway.reply import EnsembleAnswer, build_reply
+    from services.gateway.reply import PathOutput, build_reply
     from services.gateway.resolve import resolve
 
     release = open_release_dir(release_dir)
@@ -121,8 +121,8 @@ def in_process(request: GetCandidatesRequest, release_dir: Path, data_dir: Path 
         stages = Stages.open(release, batch_view)
         start = time.monotonic()
         made = run_stages([resolved], stages)[0]
-    answer = gather(EnsembleAnswer, made.candidates, made.generated, made.signals)
-    reply = build_reply(answer, request, release, request_id)
+    output = gather(PathOutput, made.candidates, made.generated, made.signals)
+    reply = build_reply(output, request, release, request_id)
     reply.stage_latency_ms["total"] = (time.monotonic() - start) * 1000
     return reply
 

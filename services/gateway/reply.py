@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pinrec_core.messages import CandidateIds, Count, PerCandidate, PerEmbedding, Scores, Status
 from pinrec_core.release import Release
@@ -12,11 +12,8 @@ from services.proto.candidates_pb2 import Candidate, GetCandidatesRequest, GetCa
 
 
 @dataclass
-class EnsembleAnswer:
-    """What the stages said about one request: fields of `Signals`, `Generated` and `Candidates`, by their names there.
-
-    `stage_us`: stage -> microseconds of its own work; `stage_releases`: stage -> the release that it worked for.
-    """
+class PathOutput:
+    """What the path says about one request: fields of `Signals`, `Generated` and `Candidates`, named as there."""
 
     candidate_ids: CandidateIds
     scores: Scores
@@ -29,8 +26,6 @@ class EnsembleAnswer:
     history_length: Count
     realtime_events: Count
     status: Count
-    stage_us: dict[str, int] = field(default_factory=dict)
-    stage_releases: dict[str, int] = field(default_factory=dict)
 
 
 DEGRADED_REASONS = {Status.SIGNALS_UNAVAILABLE: "signals_unavailable"}
@@ -38,31 +33,31 @@ DEGRADED_REASONS = {Status.SIGNALS_UNAVAILABLE: "signals_unavailable"}
 
 
 def build_reply(
-    answer: EnsembleAnswer, request: GetCandidatesRequest, release: Release, request_id: str
+    output: PathOutput, request: GetCandidatesRequest, release: Release, request_id: str
 ) -> GetCandidatesResponse:
     """The response without its times, which the caller knows."""
-    status = Status(answer.status)
+    status = Status(output.status)
     reasons = [reason for bit, reason in DEGRADED_REASONS.items() if bit in status]
     return GetCandidatesResponse(
-        candidates=_candidates(answer, release.vocabulary.outcomes, request.explain),
+        candidates=_candidates(output, release.vocabulary.outcomes, request.explain),
         release=release.number,
-        history_length=answer.history_length,
-        realtime_events=answer.realtime_events,
+        history_length=output.history_length,
+        realtime_events=output.realtime_events,
         cold_start=Status.COLD_START in status,
         degraded=bool(reasons),
         degraded_reason=", ".join(reasons),
         request_id=request_id,
-        embeddings_generated=answer.num_generated,
-        embeddings_kept=answer.num_kept,
+        embeddings_generated=output.num_generated,
+        embeddings_kept=output.num_kept,
     )
 
 
-def _candidates(answer: EnsembleAnswer, outcomes: tuple[str, ...], explain: bool) -> list[Candidate]:
+def _candidates(output: PathOutput, outcomes: tuple[str, ...], explain: bool) -> list[Candidate]:
     rows = zip(
-        answer.candidate_ids.tolist(),
-        answer.scores.tolist(),
-        answer.candidate_outcomes.tolist(),
-        answer.source.tolist(),
+        output.candidate_ids.tolist(),
+        output.scores.tolist(),
+        output.candidate_outcomes.tolist(),
+        output.source.tolist(),
         strict=True,
     )
     return [
@@ -70,15 +65,15 @@ def _candidates(answer: EnsembleAnswer, outcomes: tuple[str, ...], explain: bool
             item_id=item_id,
             score=score,
             outcome=outcomes[outcome],
-            why=_why(answer, source) if explain and source >= 0 else None,
+            why=_why(output, source) if explain and source >= 0 else None,
             filled=source < 0,
         )
         for item_id, score, outcome, source in rows
     ]
 
 
-def _why(answer: EnsembleAnswer, source: int) -> Why:
-    return Why(step=int(answer.step[source]), target_offset=int(answer.target_offset[source]), embedding_index=source)
+def _why(output: PathOutput, source: int) -> Why:
+    return Why(step=int(output.step[source]), target_offset=int(output.target_offset[source]), embedding_index=source)
 
 
 def observe_reply(reply: GetCandidatesResponse, metrics: GatewayMetrics) -> None:

@@ -28,9 +28,9 @@ from services.common.errors import status_of
 from services.common.metrics import GatewayMetrics, process_registry
 from services.common.one_line import one_line_errors
 from services.common.server import GrpcServer, ServerOptions, configure_logging, server_options
-from services.gateway.reply import EnsembleAnswer, build_reply, observe_reply
+from services.gateway.reply import build_reply, observe_reply
 from services.gateway.resolve import resolve
-from services.gateway.triton_client import Ensemble
+from services.gateway.triton_client import Ensemble, EnsembleAnswer
 from services.gateway.watch import ReleaseWatch
 from services.proto import candidates_pb2_grpc
 from services.proto.candidates_pb2 import (
@@ -113,7 +113,7 @@ class CandidateServicer(candidates_pb2_grpc.CandidateServiceServicer):  # type: 
             answer = await self._ensemble.infer(stage_request, deadline - called, request_id)
             ensemble_s = time.monotonic() - called
         self._check_one_release(answer, release)
-        reply = build_reply(answer, request, release, request_id)
+        reply = build_reply(answer.output, request, release, request_id)
         _time_stages(reply, answer, ensemble_s, time.monotonic() - start)
         observe_reply(reply, self._metrics)
         return reply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import tritonclient.grpc.aio as triton
@@ -12,7 +13,7 @@ from pinrec_core.messages import CandidateRequest
 from pinrec_core.serving.contract import ENSEMBLE, STAGES
 from pinrec_core.serving.error_words import error_from_text
 from pinrec_core.serving.triton_io import decode_fields, encode_fields
-from services.gateway.reply import EnsembleAnswer
+from services.gateway.reply import PathOutput
 
 CHANNEL_OPTIONS = [
     ("grpc.lb_policy_name", "round_robin"),  # with dns:///, over every replica behind a headless service
@@ -24,6 +25,15 @@ _ECHOES = {name for stage in STAGES for name in (stage.release_tensor, stage.ela
 _FIELDS = tuple(spec for spec in ENSEMBLE.outputs if spec.name not in _ECHOES)
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EnsembleAnswer:
+    """The path's output, microseconds of each stage's own work, and the release that each stage worked for."""
+
+    output: PathOutput
+    stage_us: dict[str, int]
+    stage_releases: dict[str, int]
 
 
 class Ensemble:
@@ -60,7 +70,7 @@ class Ensemble:
 def _decode(result: Any) -> EnsembleAnswer:
     arrays = {spec.name: result.as_numpy(spec.name)[0] for spec in ENSEMBLE.outputs}
     return EnsembleAnswer(
-        **decode_fields(_FIELDS, arrays),
+        output=PathOutput(**decode_fields(_FIELDS, arrays)),
         stage_us={stage.name: int(arrays[stage.elapsed_tensor][0]) for stage in STAGES},
         stage_releases={stage.name: int(arrays[stage.release_tensor][0]) for stage in STAGES},
     )
