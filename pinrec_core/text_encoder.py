@@ -204,12 +204,15 @@ def _ngrams(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint64]
     powers, inverses = np.cumprod(powers, dtype=np.uint64), np.cumprod(inverses, dtype=np.uint64)
     prefix = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mix(codes.astype(np.uint64)) * powers[:-1])])
 
+    # Numbers and ids have no spelling: two that share digits are not alike, so their characters are left out.
+    digits_before = np.concatenate([[0], np.cumsum((codes >= ord("0")) & (codes <= ord("9")))])
     starts, ends = _words(codes == ord(" "), row_of_code)
     paired = np.flatnonzero(row_of_code[starts[1:]] == row_of_code[starts[:-1]])
     spans = [(starts, ends, 1.0), (starts[paired], ends[paired + 1], 1.0)]
     for size in _CHAR_SIZES:
         first = np.arange(max(len(codes) - size + 1, 0))
         first = first[row_of_code[first] == row_of_code[first + size - 1]]
+        first = first[digits_before[first] == digits_before[first + size]]
         spans.append((first, first + size, _CHAR_WEIGHT))
 
     hashes = [

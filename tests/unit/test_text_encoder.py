@@ -57,6 +57,13 @@ def test_a_misspelt_word_is_found_by_its_character_ngrams():
     assert np.argmax(encoder.encode(FRUIT + BOATS) @ query) in (5, 8)
 
 
+def test_numbers_that_share_digits_are_not_alike():
+    encoder = TextEncoder.fit(["author123456", "author123457", "author987654"], dim=3)
+    alike = encoder.encode(["author123456", "author123457", "author987654"]) @ encoder.encode(["author123456"])[0]
+    assert alike[0] > 0.99
+    assert alike[1] == pytest.approx(alike[2], abs=1e-3)
+
+
 def test_encoding_does_not_depend_on_the_batch():
     encoder = TextEncoder.fit(FRUIT + BOATS, dim=4)
     together = encoder.encode(FRUIT + BOATS)
