@@ -142,9 +142,10 @@ def test_a_query_beside_almost_empty_cells_still_gets_k_items(config, tmp_path):
     build_index(np.arange(400), vectors, config, tmp_path / "index")
     index = open_index(tmp_path / "index")
     for axis in range(8):
-        [(found, _)] = index.search(vectors[axis : axis + 1], [30])
+        [(found, scores)] = index.search(vectors[axis : axis + 1], [30])
         assert found[0] == axis
         assert len(np.unique(found)) == 30
+        np.testing.assert_allclose(scores, vectors[found] @ vectors[axis], atol=0.01)
 
 
 def test_equal_vectors_are_all_found(config, tmp_path):
