@@ -72,10 +72,12 @@ class SignalServicer(signals_pb2_grpc.SignalServiceServicer):  # type: ignore[mi
     ) -> AppendEventsResponse:
         """Acknowledges events once they are durable."""
         with _code_in_trailers(context):
-            events = events_of(request)
-            stored = await _run_in(self._appends, self._store.append, events)
+            stored = await _run_in(self._appends, self._append, request)
         self._metrics.events_appended.inc(stored)
         return AppendEventsResponse(acknowledged=stored)
+
+    def _append(self, request: AppendEventsRequest) -> int:
+        return self._store.append(events_of(request))
 
     async def GetHistories(  # noqa: N802  the name in the proto
         self, request: GetHistoriesRequest, context: grpc.aio.ServicerContext

@@ -28,10 +28,10 @@ _ROW_DTYPES = {
 def pack_history(signals: Signals) -> History:
     """The service's answer for one user."""
     valid = signals.sequence_length
-    seen = signals.seen_item_ids
+    has_seen = signals.seen_item_ids.tolist() != [-1]
     return History(
         content=signals.content[:valid].tobytes(),
-        seen_item_ids=seen[seen >= 0].tobytes() if len(seen) == 1 else seen.tobytes(),
+        seen_item_ids=signals.seen_item_ids.astype("<i8").tobytes() if has_seen else b"",
         history_length=signals.history_length,
         realtime_events=signals.realtime_events,
         **{name: getattr(signals, name)[:valid].astype(dtype).tobytes() for name, dtype in _ROW_DTYPES.items()},

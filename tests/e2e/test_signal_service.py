@@ -213,6 +213,7 @@ def test_the_remote_stage_agrees_with_the_local_one_tensor_for_tensor(service, r
     events += [
         Event(u, query, ItemType.SEARCH_QUERY, "search", "search", T0 + u, text="Blue sky") for u in range(-5, 5)
     ]
+    events.append(saved(26, -5, T0 + 1))  # one seen item, of an id below zero
     service.append(*events)
     store = MemoryHistoryStore()
     store.append(events)
