@@ -25,9 +25,12 @@ from services.gateway.triton_client import Ensemble
 POLL_S = 0.25
 """How often serving.json is looked at, and a release that waits for its first canary is tried."""
 
+RETRY_S = 1.0
+"""Longest time between canaries while they get lost."""
+
 CANARY_TIMEOUT_S = 5.0
 FAILURES_UNTIL_NOT_SERVING = 2
-"""One lost canary is a hiccup; the second in a row takes the gateway out of the load balancer."""
+"""One lost canary is a hiccup; after the second in a row requests are refused instead of run into their deadlines."""
 
 CANARY_USER_ID = -(2**63)
 """A user that no log holds: the canary is served from the start token."""
@@ -61,9 +64,11 @@ class ReleaseWatch:
         self._next_canary = 0.0
 
     def active(self) -> Release:
-        """The release to admit a request for; raises Unavailable until one has answered a canary."""
+        """The release to admit a request for; raises Unavailable until one has answered a canary, and while none do."""
         if self._admitted is None:
             raise Unavailable("not ready: no active release has answered yet")
+        if self._failures >= FAILURES_UNTIL_NOT_SERVING:
+            raise Unavailable("the serving stages do not answer")
         return self._admitted
 
     async def run(self) -> None:
@@ -126,7 +131,7 @@ class ReleaseWatch:
         await self._count(passed=True)
 
     async def _count(self, passed: bool) -> None:
-        self._next_canary = time.monotonic() + self._canary_s
+        self._next_canary = time.monotonic() + (self._canary_s if passed else min(self._canary_s, RETRY_S))
         self._failures = 0 if passed else self._failures + 1
         if passed or self._failures == FAILURES_UNTIL_NOT_SERVING:
             self._metrics.ready.set(passed)

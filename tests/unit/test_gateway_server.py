@@ -372,6 +372,8 @@ async def test_two_lost_canaries_end_serving_and_one_brings_it_back(tmp_path):
         await stack.gateway.watch.step()
         assert not await stack.is_serving()
         assert (stack.count("ready"), stack.count("canary_total", code="UNAVAILABLE")) == (0, 2)
+        code, _ = await failure_of(stack.client.GetCandidates(ask()))
+        assert (code, stack.peer.requests) == (grpc.StatusCode.UNAVAILABLE, [])
         stack.peer.error = None
         await stack.gateway.watch.step()
         assert await stack.is_serving()
