@@ -27,7 +27,7 @@ _OPTIONAL = ("event_id", "text")
 
 
 class LogColumns(NamedTuple):
-    """The log, or one file of it, as columns [R]; actions and surfaces as places in the names met so far."""
+    """The log, or one batch of it, as columns [R]; actions and surfaces as places in the names met so far."""
 
     user_ids: NDArray[np.int64]
     item_ids: NDArray[np.int64]
@@ -40,7 +40,7 @@ class LogColumns(NamedTuple):
 
 @dataclass
 class Names:
-    """Names met so far, in order; shared by all files of a log."""
+    """Names met so far, in order; shared by all batches of a log."""
 
     places: dict[str, int] = field(default_factory=dict)
 
