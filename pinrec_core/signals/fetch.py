@@ -16,6 +16,7 @@ from pinrec_core.messages import FetchSignalsInput, Signals, Status
 from pinrec_core.release import ItemTable, Release
 from pinrec_core.schema import MAX_SEEN_ITEMS, SEARCH_ACTION, ItemType
 from pinrec_core.signals.batch_view import BatchView
+from pinrec_core.signals.empty import empty_signals
 from pinrec_core.signals.events import Event
 from pinrec_core.signals.merge import HistoryRows, concatenate, history_rows, merge, newest, seen_items
 from pinrec_core.signals.query_content import QueryContent
@@ -137,25 +138,6 @@ class SignalFetcher:
             histories[owner].texts.get(item_id) or self._batch_view.search_query(item_id)
             for owner, item_id in zip(owners.tolist(), item_ids.tolist(), strict=True)
         ]
-
-
-def empty_signals(content_dim: int, status: Status, deadline_ns: int) -> Signals:
-    """No history at all: one row of zeros that `sequence_length` 0 declares void."""
-    return Signals(
-        content=np.zeros((1, content_dim), np.int8),
-        content_scale=np.zeros(1, np.float32),
-        item_ids=np.zeros(1, np.int64),
-        item_types=np.zeros(1, np.uint8),
-        actions=np.zeros(1, np.int32),
-        surfaces=np.zeros(1, np.int32),
-        timestamps_ms=np.zeros(1, np.int64),
-        sequence_length=0,
-        history_length=0,
-        seen_item_ids=np.full(1, -1, np.int64),
-        realtime_events=0,
-        status=int(status),
-        deadline_ns=deadline_ns,
-    )
 
 
 def _signals(history: _History, content: NDArray[np.int8], scale: NDArray[np.float32], deadline_ns: int) -> Signals:

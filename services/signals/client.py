@@ -11,7 +11,7 @@ import grpc
 from pinrec_core.errors import PinrecError, ReleaseNotOpen
 from pinrec_core.messages import FetchSignalsInput, Signals, Status
 from pinrec_core.serving.error_words import error_of
-from pinrec_core.signals.fetch import empty_signals
+from pinrec_core.signals.empty import empty_signals
 from services.proto.signals_pb2 import GetHistoriesRequest, GetHistoriesResponse, HistoryRequest
 from services.proto.signals_pb2_grpc import SignalServiceStub
 from services.signals.wire import CODE_METADATA, unpack_history

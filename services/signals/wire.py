@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pinrec_core.messages import Signals, Status
-from pinrec_core.signals.fetch import empty_signals
+from pinrec_core.signals.empty import empty_signals
 from services.proto.signals_pb2 import History
 
 CODE_METADATA = "pinrec-code"

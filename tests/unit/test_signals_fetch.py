@@ -12,8 +12,9 @@ from pinrec_core.messages import FetchSignalsInput, Status
 from pinrec_core.release import ItemTable, Release
 from pinrec_core.schema import ItemType, Vocabulary
 from pinrec_core.signals.batch_view import BatchView, compile_batch_view
+from pinrec_core.signals.empty import empty_signals
 from pinrec_core.signals.events import Event
-from pinrec_core.signals.fetch import SignalFetcher, empty_signals
+from pinrec_core.signals.fetch import SignalFetcher
 from pinrec_core.signals.query_content import QueryContent
 from pinrec_core.signals.realtime import MemoryHistoryStore
 from pinrec_core.text_encoder import TextEncoder, query_item_id
