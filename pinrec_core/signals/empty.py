@@ -1,4 +1,4 @@
-"""The signals of a user about whom nothing is known. numpy only: a process that merely asks the service imports this."""
+"""The signals of a user about whom nothing is known. numpy only: the client of the service imports no store."""
 
 from __future__ import annotations
 
