@@ -66,25 +66,32 @@ class Folder:
 
 def check_folder(folder: Path) -> list[Problem]:
     """Everything that is wrong with a data folder: errors first, then what would be repaired."""
+    return inspect_folder(folder)[0]
+
+
+def inspect_folder(folder: Path, progress: bool = False) -> tuple[list[Problem], Folder | None]:
+    """Problems of a data folder, and the folder after repairs, or None where there are errors."""
     findings = Findings()
-    _read(Path(folder), findings, progress=False)
-    return sorted(findings.problems, key=lambda problem: not problem.is_error)
+    loaded = _read(Path(folder), findings, progress)
+    problems = sorted(findings.problems, key=lambda problem: not problem.is_error)
+    if loaded is None or findings.has_error:
+        return problems, None
+    return problems, Folder(*loaded, repairs=tuple(problems))
 
 
 def load_folder(folder: Path, progress: bool = False) -> Folder:
     """Read a data folder. Raises InvalidData with every error that `check_folder` would list."""
-    findings = Findings()
-    loaded = _read(Path(folder), findings, progress)
-    raise_errors(str(folder), findings.problems)
+    problems, loaded = inspect_folder(folder, progress)
+    raise_errors(str(folder), problems)
     assert loaded is not None, "a folder without errors has been read"
-    return Folder(*loaded, repairs=tuple(findings.problems))
+    return loaded
 
 
 def _read(folder: Path, findings: Findings, progress: bool) -> tuple[DatasetFacts, EventLog, Catalog] | None:
     if not folder.is_dir():
         findings.file(str(folder), "is not a folder")
         return None
-    facts = _read_facts(folder, findings)
+    facts = read_facts(folder, findings)
     items = read_items(folder, findings, progress)
     events = read_events(folder, findings, progress)
     if events is not None:
@@ -98,8 +105,8 @@ def _read(folder: Path, findings: Findings, progress: bool) -> tuple[DatasetFact
     return facts, events, items
 
 
-def _read_facts(folder: Path, findings: Findings) -> DatasetFacts:
-    """dataset.json, or its defaults where it is absent or wrong."""
+def read_facts(folder: Path, findings: Findings) -> DatasetFacts:
+    """What dataset.json says; its defaults where it is absent or, with a finding, wrong."""
     path = folder / FACTS
     defaults = DatasetFacts(name=folder.resolve().name)
     if not path.exists():

@@ -250,16 +250,16 @@ def _find_duplicates(log: EventLog, name: str, findings: Findings) -> NDArray[np
         log.timestamps_ms,
     ]
     event_ids = log.event_ids
-    repeated = _repeats(values + ([] if event_ids is None else [event_ids]))
+    repeated = repeats(values + ([] if event_ids is None else [event_ids]))
     if event_ids is not None:
-        reused = _repeats([event_ids]) & ~repeated
+        reused = repeats([event_ids]) & ~repeated
         findings.rows((name, "event_id"), "was used before by another event", reused, log.show)
     findings.rows((name, ""), "repeats an earlier row exactly", repeated, log.show, repair="dropped")
     return repeated
 
 
-def _repeats(columns: list[NDArray[Any]]) -> NDArray[np.bool_]:
-    """bool [E]: whether an earlier row has the same values in all columns."""
+def repeats(columns: list[NDArray[Any]]) -> NDArray[np.bool_]:
+    """bool [E]: whether an earlier row has the same values in all `columns` [E]."""
     order = np.lexsort(columns)
     same = np.ones(max(len(order) - 1, 0), dtype=bool)
     for column in columns:
