@@ -1,0 +1,140 @@
+"""`pinrec up` before anything starts: what it refuses, and the three processes it would start."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from click.testing import CliRunner
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from pinrec_core.config import Config
+from pinrec_core.errors import InvalidConfig
+from pinrec_core.release import ReleaseFacts, ServingState, publish, write_serving_state
+from pinrec_core.schema import Vocabulary
+from services.cli.up import Stack, answers, calls, check, is_free, processes, serves, up
+
+
+@pytest.fixture
+def releases(tmp_path) -> Path:
+    def write(folder: Path) -> None:
+        vocabulary = Vocabulary(("save", "click"), ("save", "click", "search"), ("home", "search"))
+        (folder / "config.json").write_text(json.dumps(Config().to_dict()))
+        (folder / "vocabulary.json").write_text(json.dumps(vocabulary.to_dict()))
+
+    publish(tmp_path / "releases", ReleaseFacts("f", "f", 0, "toy"), write)
+    return tmp_path / "releases"
+
+
+@pytest.fixture
+def stack(releases) -> Stack:
+    """On free ports, with release 1 active."""
+    write_serving_state(releases, ServingState(1, (1,)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        first = probe.getsockname()[1]
+    names = [name for name in vars(Stack(releases, releases, None)) if name.endswith("_port")]
+    ports = {name: first + i if first < 60_000 else first - i for i, name in enumerate(names)}
+    return Stack(releases, releases.parent / "signals", None, **ports)
+
+
+def test_no_active_release_says_which_to_activate(releases, tmp_path):
+    with pytest.raises(InvalidConfig, match=r"no release is active: `pinrec release activate 1` first"):
+        check(Stack(releases, tmp_path, None))
+    with pytest.raises(InvalidConfig, match=r"no release is active: `pinrec export` first"):
+        check(Stack(tmp_path / "empty", tmp_path, None))
+
+
+def test_a_taken_port_is_named_by_its_option(stack):
+    with socket.socket() as taken:
+        taken.bind((stack.host, stack.triton_grpc_port))
+        taken.listen()
+        assert not is_free(stack.host, stack.triton_grpc_port)
+        with pytest.raises(
+            InvalidConfig, match=rf"--triton-grpc-port has value {stack.triton_grpc_port}, which another"
+        ):
+            check(stack)
+    check(stack)
+
+
+def test_the_command_ends_with_the_reason(releases):
+    result = CliRunner().invoke(up, ["--releases", str(releases)])
+    assert isinstance(result.exception, InvalidConfig)
+
+
+def test_processes_in_order_with_their_addresses(stack, tmp_path, monkeypatch):
+    triton = tmp_path / "bin" / "tritonserver"
+    triton.parent.mkdir()
+    triton.write_text("#!/bin/sh\n")
+    triton.chmod(0o755)
+    (tmp_path / "backends" / "python").mkdir(parents=True)
+    monkeypatch.setenv("PINREC_TRITON", str(triton))
+    signals, server, gateway = processes(stack)
+    assert [signals.name, server.name, gateway.name] == ["signals", "triton", "gateway"]
+    signals_address = f"127.0.0.1:{stack.signals_port}"
+    assert list(signals.command) == [
+        *(sys.executable, "-m", "services.signals.server"),
+        *("--releases", str(stack.releases), "--data", str(stack.signals_data)),
+        *("--listen", signals_address, "--metrics-port", str(stack.signals_metrics_port)),
+    ]
+    assert server.command[0] == str(triton)
+    assert server.environment["PINREC_SIGNALS"] == signals_address
+    assert server.environment["PINREC_RELEASES"] == str(stack.releases)
+    assert list(gateway.command) == [
+        *(sys.executable, "-m", "services.gateway.server"),
+        *("--releases", str(stack.releases), "--triton", f"127.0.0.1:{stack.triton_grpc_port}"),
+        *("--listen", f"127.0.0.1:{stack.gateway_port}", "--metrics-port", str(stack.gateway_metrics_port)),
+    ]
+
+
+def test_batch_view_is_passed_on(stack, tmp_path, monkeypatch):
+    with_view = Stack(**(vars(stack) | {"batch_view": tmp_path}))
+    monkeypatch.setattr("services.cli.up._triton", lambda stack: None)
+    signals = processes(with_view)[0]
+    assert list(signals.command)[-2:] == ["--batch-view", str(tmp_path)]
+
+
+def test_printed_calls_use_the_releases_words(stack):
+    text = calls(stack)
+    assert f"pinrec recommend --address 127.0.0.1:{stack.gateway_port} --user 1 --surface home" in text
+    assert "--budget save=1,click=1" in text
+    assert '"surface": "home"' in text
+
+
+def test_grpc_readiness_is_the_health_services_word():
+    servicer = health.HealthServicer()
+    server = grpc.server(ThreadPoolExecutor(1))
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    assert not serves(address)
+    server.start()
+    servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    assert not serves(address)
+    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    assert serves(address)
+    server.stop(None).wait()
+
+
+def test_http_readiness_is_a_200():
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/ready" else 400)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert answers(f"{url}/ready")
+        assert not answers(f"{url}/loading")
+        server.shutdown()
+    assert not answers(f"{url}/ready")
