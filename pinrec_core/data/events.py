@@ -94,11 +94,12 @@ def repair_events(log: EventLog, unlisted: NDArray[np.bool_], findings: Findings
 
     Every repair is counted. A pin outside the catalog has no content and must not be recommended, so its events go.
     """
-    _find_disorder(log, name, findings)
     repeated = _find_duplicates(log, name, findings)
     findings.rows((name, "item_id"), "is a pin that items.parquet lacks", unlisted, log.show, repair="dropped")
-    if repeated.any() or unlisted.any():
-        log.take(~(repeated | unlisted))
+    kept = ~(repeated | unlisted)
+    _find_disorder(log, kept, name, findings)
+    if not kept.all():
+        log.take(kept)
     log.take(np.lexsort((log.timestamps_ms, log.user_ids)))
     if not len(log):
         findings.file(name, "has no event left of an item that items.parquet lists")
@@ -230,9 +231,10 @@ def _check_times(log: EventLog, name: str, findings: Findings) -> None:
     findings.rows(place, what, times >= _LAST_PLAUSIBLE_MS, log.show)
 
 
-def _find_disorder(log: EventLog, name: str, findings: Findings) -> None:
-    """Count rows that come after a newer row of the same user."""
-    by_user = np.argsort(log.user_ids, kind="stable")
+def _find_disorder(log: EventLog, kept: NDArray[np.bool_], name: str, findings: Findings) -> None:
+    """Count rows that come after a newer row of the same user, among those `kept`."""
+    rows = np.flatnonzero(kept)
+    by_user = rows[np.argsort(log.user_ids[rows], kind="stable")]
     users, times = log.user_ids[by_user], log.timestamps_ms[by_user]
     late = by_user[1:][(users[1:] == users[:-1]) & (times[1:] < times[:-1])]
     what = "is older than the same user's row before it"
