@@ -193,7 +193,7 @@ REPAIRS = {
     ),
     "repeated item": (
         {}, {"item_id": [10, 20, 10], "item_type": ["pin"] * 3, "embedding": [[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]],
-             "text": ["a", "b", "c"]}, 1, "repeats an earlier row's (1 row; row 2: item_id 10)", "the first row is kept",
+             "text": ["a", "b", "c"]}, 1, "repeats an earlier row's (1 row; row 2: item_id 10)", "the first row is",
         [10, CATS, 20],
     ),
     "bare item": (
