@@ -46,7 +46,7 @@ up: setup ## Serve the demo's release until Ctrl-C and print calls to paste
 	$(PINREC) demo --world $(WORLD) --work $(WORK)/demo-$(WORLD) --stay
 
 loadtest: setup ## 60 seconds of locust against a running gateway (make up, in another terminal)
-	$(BIN)/locust -f loadtest/locustfile.py --headless --users 8 --spawn-rate 4 --run-time 60s --only-summary
+	PINREC_RELEASES=$(WORK)/demo-$(WORLD)/releases $(BIN)/locust -f loadtest/locustfile.py --headless --users 8 --spawn-rate 4 --run-time 60s --only-summary
 
 proto: setup ## Regenerate the stubs of services/proto
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. services/proto/*.proto

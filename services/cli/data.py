@@ -145,3 +145,19 @@ def synthetic(dest: Path, **sizes: int) -> None:
     spec = SyntheticSpec(**sizes)
     SyntheticWorld(spec).write(dest, progress=True)
     click.echo(f"{spec.users:,} users, {spec.items:,} items, {spec.num_topics:,} topics written to {dest}")
+
+
+@data.command("batch-view")
+@click.argument("folder", type=_SOURCE)
+@click.argument("dest", type=_FOLDER)
+@click.option("--max-events", default=2_000, show_default=True, help="Newest events kept of each user.")
+def batch_view(folder: Path, dest: Path, max_events: int) -> None:
+    """Compile the event log of FOLDER into the histories that the signal service maps, at DEST.
+
+    One sorted, memory-mapped history a user, oldest first, with a manifest of checksums and the watermark (the newest
+    event); events appended later than that come from the realtime view. Written beside DEST and renamed into place.
+    """
+    from pinrec_core.signals.batch_view import compile_batch_view
+
+    facts = compile_batch_view(folder, dest, max_events)
+    click.echo(", ".join(f"{name} {value:,}" for name, value in facts.items()) + f"\nwritten to {dest}")

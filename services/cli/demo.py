@@ -149,7 +149,7 @@ def prepare(story: Story, paths: Paths) -> None:
     step("train", "train", "--data", data, "--config", config, "--run", run)
     step("measure on users it has not seen", "evaluate", "--run", run, "--data", data)
     step("publish", "export", "--run", run, "--data", data, "--releases", releases)
-    step("compile the histories", "data", "batch-view", data, str(paths.batch_view), "--releases", releases)
+    step("compile the histories", "data", "batch-view", data, str(paths.batch_view))
 
 
 def step(title: str, *arguments: str) -> None:

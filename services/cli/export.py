@@ -13,7 +13,7 @@ _NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.command()
 @click.option("--run", "run_dir", required=True, type=_FOLDER, help="What `pinrec train` wrote.")
 @click.option("--data", "data_dir", required=True, type=_FOLDER, help="The event log it was trained on.")
-@click.option("--releases", required=True, type=_NEW_FOLDER, help="Folder of releases.")
+@click.option("--releases", default="work/releases", show_default=True, type=_NEW_FOLDER, help="Folder of releases.")
 @click.option("--id-shards", default=1, show_default=True, help="Files that the ID table is cut into, by row range.")
 @click.option("--activate/--no-activate", default=True, show_default=True, help="Make it the release that is served.")
 def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, activate: bool) -> None:

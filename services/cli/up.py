@@ -50,7 +50,7 @@ class Stack:
 @click.command()
 @click.option(
     "--releases",
-    default="releases",
+    default="work/releases",
     show_default=True,
     envvar="PINREC_RELEASES",
     type=click.Path(path_type=Path, file_okay=False),
@@ -58,7 +58,7 @@ class Stack:
 )
 @click.option(
     "--signals-data",
-    default="signals",
+    default="work/signals",
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder where appended events are kept, made if missing.",
