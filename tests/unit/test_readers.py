@@ -117,8 +117,15 @@ MOVIES = [
     (10, "Toy Story (1995)", "Animation|Comedy"),
     (20, "Heat, The", "(no genres listed)"),
 ]
-TAGS = [("userId", "movieId", "tag", "timestamp"), (1, 20, "Bank job", 900), (1, 20, "tense", 800), (2, 10, "pixar", 70),
-        (3, 10, "toys!", 5), (3, 10, "Toys", 6), (3, 10, "?!", 7)]  # fmt: skip
+TAGS = [
+    ("userId", "movieId", "tag", "timestamp"),
+    (1, 20, "Bank job", 900),
+    (1, 20, "tense", 800),
+    (2, 10, "pixar", 70),
+    (3, 10, "toys!", 5),
+    (3, 10, "Toys", 6),
+    (3, 10, "?!", 7),
+]
 
 
 def movielens_folder(tmp_path, tags=TAGS, movies=MOVIES):
