@@ -17,14 +17,17 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from pinrec_core import codec
+from pinrec_core.data.batches import event_rows
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.model.id_embedding import IdEmbedder, export_id_embedding
+from pinrec_core.model.inputs import collate
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import ReleaseFacts, publish
 from pinrec_core.retrieve.index import build_index
 from pinrec_core.schema import ItemType, Vocabulary
 
 _ITEMS_A_CALL = 8_192
+_QUERY_USERS = 256
 
 
 def export(
@@ -50,7 +53,8 @@ def export(
         _write_display(dataset.titles, folder / "display")
         pins = np.flatnonzero(dataset.items.types == ItemType.PIN)
         vectors = pin_vectors(model, IdEmbedder.load(folder), dataset, pins)
-        build_index(np.asarray(dataset.items.ids)[pins], vectors, model.config.retrieve, folder / "index")
+        queries = generated_queries(model, dataset)
+        build_index(np.asarray(dataset.items.ids)[pins], vectors, model.config.retrieve, folder / "index", queries)
         (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1))
         (folder / "vocabulary.json").write_text(json.dumps(vocabulary.to_dict(), indent=1))
 
@@ -81,6 +85,25 @@ def pin_vectors(
         types = torch.from_numpy(items.types[part].astype(np.int64))
         vectors[start : start + len(part)] = model.embed_items(content, types, id_emb).numpy()
     return vectors
+
+
+@torch.inference_mode()
+def generated_queries(model: PinRec, dataset: Dataset) -> NDArray[np.float32]:
+    """What the index will be asked: the prefill's embeddings of some users, every outcome: float32 [Q, D].
+
+    The index chooses its nprobe on them: corpus vectors are easier to find than generated embeddings.
+    """
+    histories, longest = dataset.histories, model.config.model.max_history
+    users = np.random.default_rng(0).permutation(histories.num_users)[:_QUERY_USERS]
+    ends = histories.offsets[users + 1]
+    starts = np.maximum(histories.offsets[users], ends - longest)
+    rows = [event_rows(histories, dataset.items, start, end) for start, end in zip(starts, ends, strict=True)]
+    inputs = collate(rows)
+    hidden = model.hidden_states(inputs)[torch.arange(len(users)), inputs.lengths]  # [U, width]
+    surface = torch.from_numpy(histories.surfaces[ends - 1].astype(np.int64))
+    outcomes = torch.arange(len(dataset.vocabulary.outcomes))
+    queries = model.predict(hidden[:, None], outcomes, torch.ones_like(outcomes), surface[:, None])  # [U, A, D]
+    return queries.flatten(0, 1).numpy()
 
 
 def fingerprint(model: PinRec) -> str:
