@@ -7,29 +7,22 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from pinrec_core.config import config_from_dict
-from pinrec_core.data.dataset import open_dataset
-from pinrec_core.data.synthetic import SyntheticSpec, SyntheticWorld
 from pinrec_core.errors import DeadlineExceeded, InvalidRelease, PinrecError, ReleaseNotOpen, Unavailable
 from pinrec_core.messages import CandidateRequest, Status
-from pinrec_core.model.pinrec import PinRec
 from pinrec_core.recommend import Stages, recommend
 from pinrec_core.release import ServingState, open_release, write_serving_state
 from pinrec_core.serving.contract import ENSEMBLE, STAGES
 from pinrec_core.serving.error_words import error_from_text
 from pinrec_core.serving.triton_io import decode_fields, encode_fields
-from pinrec_core.signals.batch_view import compile_batch_view
-from pinrec_core.train.export import export
 from services.cli.supervisor import Process, Supervisor
 from services.cli.up import Stack, answers, processes
 from services.triton.command import SHM_FOLDER, TritonOptions, command, environment, shm_prefix
@@ -37,48 +30,8 @@ from services.triton.tools import TritonMissing, locate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-CONFIG = {
-    "model": {
-        "num_layers": 1,
-        "hidden_dim": 32,
-        "num_heads": 2,
-        "embedding_dim": 16,
-        "id_dim": 8,
-        "hash_rows": 100,
-        "hash_dim": 8,
-        "max_history": 12,
-    },
-    "generate": {"num_steps": 2, "offsets_per_step": 2},
-    "retrieve": {"popular_per_list": 50},
-}
 TIME_MS = 1_900_000_000_000
 PATIENT_MS = 60_000
-
-
-@dataclass(frozen=True)
-class World:
-    """Two good releases and a third with a broken file; release 1 is active at first."""
-
-    releases: Path
-    batch_view: Path
-    signals_data: Path
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> World:
-    root = tmp_path_factory.mktemp("triton")
-    config = config_from_dict(CONFIG)
-    SyntheticWorld(SyntheticSpec(users=40, items=300, events=2_000)).write(root / "data")
-    dataset = open_dataset(root / "data", config)
-    for seed in (1, 2, 3):
-        torch.manual_seed(seed)
-        model = PinRec(config, dataset.vocabulary, dataset.items.content.shape[1])
-        export(model, dataset.vocabulary, dataset, root / "releases")
-    weights = root / "releases" / "3" / "decoder.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    write_serving_state(root / "releases", ServingState(1, (1,)))
-    compile_batch_view(root / "data", root / "view")
-    return World(root / "releases", root / "view", root / "signals")
 
 
 def free_ports(count: int) -> list[int]:
@@ -102,12 +55,12 @@ def triton_process(name: str, **options) -> tuple[Process, TritonOptions]:
 
 
 @pytest.fixture(scope="module")
-def signals(world) -> Iterator[str]:
+def signals(world, tmp_path_factory) -> Iterator[str]:
     """The signal service's address."""
     grpc_port, metrics_port = free_ports(2)
     stack = Stack(
         world.releases,
-        world.signals_data,
+        tmp_path_factory.mktemp("signals"),
         world.batch_view,
         signals_port=grpc_port,
         signals_metrics_port=metrics_port,
