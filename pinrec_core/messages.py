@@ -98,10 +98,10 @@ class FetchSignalsInput:
 class Signals:
     """Output of `fetch_signals`: a user's history, oldest first, and what was seen.
 
-    The first `sequence_length` rows are valid (an empty history still travels as one row of zeros, since Triton needs a
-    non-empty tensor). With a search query its row is the last valid one; `history_length` counts stored events only.
-    `item_ids` of search queries are hashes of their text and have no id embedding. `seen_item_ids`: pins of the stored
-    history before truncation, newest kept, at most `schema.MAX_SEEN_ITEMS`; padded by one -1 if empty.
+    The first `sequence_length` rows are valid (an empty history still travels as one row of zeros). With a search query
+    its row is the last valid one; `history_length` counts stored events only. `item_ids` of search queries are hashes of
+    their text and have no id embedding. `seen_item_ids`: pins of the stored history before truncation, newest kept, at
+    most `schema.MAX_SEEN_ITEMS`; padded by one -1 if empty.
     """
 
     content: Content
@@ -193,8 +193,8 @@ class RetrieveInput:
 class Candidates:
     """Output of `retrieve`: outcomes interleaved by share, score descending inside an outcome.
 
-    `candidate_outcomes` [N] outcome index; `source` [N] the row of `Generated.embeddings` that found the item, -1 for an
-    item filled from the release's popular lists (its score is 0).
+    `candidate_outcomes` [N] outcome index; `source` [N] the row of `Generated.embeddings` that found the item, -1 for
+    an item filled from the release's popular lists (its score is 0).
     """
 
     candidate_ids: CandidateIds

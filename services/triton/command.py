@@ -18,8 +18,11 @@ MODEL_REPOSITORY = REPOSITORY / "model_repository"
 ADMIN_PROTOCOLS = "model-repository,shared-memory,model-config,statistics,trace,logging"
 """What the gateway never needs: closed to everyone who does not send the key."""
 
-SHM_BYTES = 16 << 20
-"""Shared memory of a Python model at start and of each growth: it never shrinks, and 1 MB (the default) grows often."""
+SHM_BYTES = 8 << 20
+"""Shared memory of a Python model at start and of each growth: it never shrinks, and 1 MB (the default) grows often.
+
+Four models then take half of the 64 MB that a container has by default.
+"""
 
 SHM_FOLDER = Path("/dev/shm")
 
