@@ -22,7 +22,7 @@ _SHOWN_FIRST = ("users", "unordered_recall", "target_recall", "proportion_unique
 
 
 def parse_overrides(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """("train.max_steps=50", ...) -> {"train.max_steps": 50}; values are TOML, bare words strings. Raises InvalidConfig."""
+    """("train.max_steps=50", ...) -> {"train.max_steps": 50}; TOML values, bare words are text. Raises InvalidConfig."""
     overrides = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")

@@ -1,0 +1,217 @@
+"""Evaluation with planted scores, and a model's rollout against one user at a time."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pinrec_core.codec import quantize
+from pinrec_core.config import config_from_dict
+from pinrec_core.data.dataset import Dataset
+from pinrec_core.data.histories import Histories
+from pinrec_core.eval.baselines.popularity import evaluate_popularity
+from pinrec_core.eval.evaluate import Corpus, RolloutScorer, evaluate, held_out, measure
+from pinrec_core.model.pinrec import PinRec
+from pinrec_core.release import ItemTable
+from pinrec_core.schema import ItemType, Vocabulary
+from pinrec_core.text_encoder import TextEncoder
+
+SAVE, CLICK, VIEW = 1, 2, 3
+VOCABULARY = Vocabulary(("save", "click"), ("save", "click", "view"), ("home", "related"))
+NUM_ITEMS = 20
+
+
+def dataset_of(*users, unconditioned=False):
+    """Each user: a list of (item id, action code, surface code); items 0..19."""
+    events = [event for user in users for event in user]
+    columns = np.array(events, dtype=np.int64)
+    content, scale = quantize(np.random.default_rng(0).normal(size=(NUM_ITEMS, 4)))
+    return Dataset(
+        name="by hand",
+        vocabulary=replace(VOCABULARY, unconditioned=unconditioned),
+        histories=Histories(
+            user_ids=np.arange(len(users), dtype=np.int64),
+            offsets=np.cumsum([0] + [len(user) for user in users]).astype(np.int64),
+            item_ids=columns[:, 0],
+            item_types=np.zeros(len(events), dtype=np.uint8),
+            actions=columns[:, 1].astype(np.int32),
+            surfaces=columns[:, 2].astype(np.int32),
+            timestamps_ms=1_700_000_000_000 + np.arange(len(events), dtype=np.int64) * 1000,
+        ),
+        items=ItemTable(np.arange(NUM_ITEMS, dtype=np.int64), np.zeros(NUM_ITEMS, np.uint8), content, scale),
+        titles={},
+        text_encoder=TextEncoder.fit(["a b", "c d"], 4),
+        watermark_ms=0,
+    )
+
+
+USERS = (
+    [(0, SAVE, 1), (1, VIEW, 1), (2, CLICK, 1), (3, SAVE, 2)],  # targets 2 (click) and 3 (save), request on surface 1
+    [(4, SAVE, 1), (5, SAVE, 2), (6, SAVE, 2)],  # targets 5 and 6, request on surface 2
+)
+
+
+def measure_scores(dataset, rows, k, num_targets=2, drop_seen=True):
+    """`rows`: scores [U, J, N] of the users in order."""
+    corpus = Corpus.of(dataset)
+    users = held_out(dataset, np.arange(dataset.histories.num_users), num_targets)
+    scores = torch.tensor(rows)
+    done = 0
+
+    def scorer(batch):
+        nonlocal done
+        done += len(batch)
+        return scores[done - len(batch) : done].clone()
+
+    return measure(scorer, dataset, corpus, users, k, num_targets, drop_seen, progress=False)
+
+
+def scores_preferring(*orders):
+    """One query a user that ranks the items of `orders` first, in that order."""
+    rows = np.zeros((len(orders), 1, NUM_ITEMS), dtype=np.float32)
+    for row, order in enumerate(orders):
+        rows[row, 0, list(order)] = np.arange(len(order), 0, -1)
+    rows -= np.arange(NUM_ITEMS) * 1e-3  # no ties among the rest
+    return rows
+
+
+def test_the_last_targets_are_held_out_and_all_before_the_first_is_history():
+    users = held_out(dataset_of(*USERS), np.array([0, 1]), num_targets=2)
+    assert [(u.start, u.stop, u.targets.tolist()) for u in users] == [(0, 2, [2, 3]), (4, 5, [5, 6])]
+
+
+def test_a_history_is_always_left_and_users_without_one_are_left_out():
+    dataset = dataset_of(*USERS, [(7, SAVE, 1)], [(8, VIEW, 1)])
+    users = held_out(dataset, np.arange(4), num_targets=8)
+    assert [u.targets.tolist() for u in users] == [[2, 3], [5, 6]]
+
+
+def test_recall_by_hand():
+    # user 0: the click (2) first, the save (3) third; user 1: neither target within two
+    found = measure_scores(dataset_of(*USERS), scores_preferring([2, 9, 3], [9, 10, 11, 5, 6]), k=2)
+    assert found["users"] == 2
+    assert found["unordered_recall"] == 0.5
+    assert found["target_recall"] == pytest.approx((0.5 + 0.0) / 2)
+    assert found["unordered_recall/home"] == 1.0
+    assert found["unordered_recall/related"] == 0.0
+    assert found["target_recall/click"] == 1.0  # item 2
+    assert found["target_recall/save"] == 0.0  # items 3, 5, 6
+    assert found["proportion_unique"] == 3 / 4  # 2, 9 and 9, 10
+    assert found["unique_within_user"] == 1.0
+    assert found["coverage"] == 3 / NUM_ITEMS
+
+
+def test_seen_items_are_dropped_and_make_room():
+    ranked = scores_preferring([0, 1, 2], [4, 5])  # user 0 has seen 0 and 1, user 1 has seen 4
+    assert measure_scores(dataset_of(*USERS), ranked, k=1)["unordered_recall"] == 1.0
+    assert measure_scores(dataset_of(*USERS), ranked, k=1, drop_seen=False)["unordered_recall"] == 0.0
+
+
+def test_a_target_seen_before_counts_as_missed():
+    dataset = dataset_of([(0, SAVE, 1), (0, CLICK, 1)])
+    assert measure_scores(dataset, scores_preferring([0]), k=5, num_targets=1)["unordered_recall"] == 0.0
+
+
+def test_queries_that_a_user_lacks_retrieve_nothing():
+    rows = np.concatenate([scores_preferring([9], [9]), np.full((2, 1, NUM_ITEMS), -np.inf, np.float32)], axis=1)
+    found = measure_scores(dataset_of(*USERS), rows, k=1)
+    assert found["proportion_unique"] == 0.5  # item 9 twice, nothing from the second query
+    assert found["unordered_recall"] == 0.0
+
+
+def test_no_users_give_zero():
+    found = evaluate_popularity(dataset_of(*USERS), np.array([0]), np.array([], dtype=np.int64))
+    assert (found["users"], found["unordered_recall"]) == (0.0, 0.0)
+
+
+def test_popularity_counts_training_users_only():
+    dataset = dataset_of(*USERS, [(2, SAVE, 1), (3, SAVE, 1)], [(9, SAVE, 1), (9, SAVE, 1)])
+    found = evaluate_popularity(dataset, np.array([2]), np.array([0]), k=1, num_targets=2)
+    assert found["target_recall"] == 1.0  # the list of 1 x 2 items is 2 and 3; item 9 is no training user's
+    found = evaluate_popularity(dataset, np.array([3]), np.array([0]), k=1, num_targets=1)
+    assert found["target_recall"] == 0.0
+
+
+def model_of(variant, dataset, **generate):
+    torch.manual_seed(0)
+    config = config_from_dict(
+        {"model": {"variant": variant, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "embedding_dim": 8,
+                   "id_dim": 4, "hash_rows": 50, "hash_dim": 4, "max_history": 6},
+         "targets": {"max_offset": 4},
+         "generate": {"num_steps": 2, "offsets_per_step": 1, **generate}}
+    )  # fmt: skip
+    return PinRec(config, dataset.vocabulary, 4)
+
+
+def many_users(unconditioned=False, seed=0):
+    rng = np.random.default_rng(seed)
+    users = []
+    for _ in range(9):
+        length = int(rng.integers(3, 12))
+        users.append([(int(rng.integers(NUM_ITEMS)), int(rng.integers(1, 4)), 1) for _ in range(length)])
+    return dataset_of(*users, unconditioned=unconditioned)
+
+
+CASES = [("uc", {}), ("oc", {}), ("mt_oc", {"offsets_per_step": 2, "feed": "block"})]
+
+
+@pytest.mark.parametrize(("variant", "generate"), CASES)
+@torch.inference_mode()
+def test_a_batch_of_users_scores_like_each_user_alone(variant, generate):
+    dataset = many_users(unconditioned=variant == "uc")
+    model = model_of(variant, dataset, **generate).eval()
+    users = held_out(dataset, np.arange(9), num_targets=3)
+    scorer = RolloutScorer(model, dataset, Corpus.of(dataset), num_targets=3)
+    together = scorer(users)
+    assert together.shape == (len(users), 3, NUM_ITEMS)
+    for row, user in enumerate(users):
+        alone = scorer([user])[0]
+        torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=0)
+        assert int((alone > -torch.inf).all(dim=1).sum()) == len(user.targets)
+
+
+@torch.inference_mode()
+def test_embeddings_are_divided_by_the_targets_own_outcomes():
+    dataset = dataset_of([(0, SAVE, 1), (1, SAVE, 1), (2, SAVE, 1), (3, CLICK, 1)])
+    scorer = RolloutScorer(model_of("oc", dataset).eval(), dataset, Corpus.of(dataset), num_targets=3)
+    embeddings, real = scorer.generate(held_out(dataset, np.array([0]), 3))  # two saves, one click
+    assert real.all()
+    flipped = dataset_of([(0, SAVE, 1), (1, CLICK, 1), (2, CLICK, 1), (3, SAVE, 1)])  # two clicks, one save
+    other = RolloutScorer(model_of("oc", flipped).eval(), flipped, Corpus.of(flipped), num_targets=3)
+    others, _ = other.generate(held_out(flipped, np.array([0]), 3))
+    # The history is the same, so the first embedding of each outcome is too: save is [0] here and [2] there.
+    torch.testing.assert_close(embeddings[0, 0], others[0, 2])
+    torch.testing.assert_close(embeddings[0, 2], others[0, 0])
+    assert not torch.allclose(embeddings[0, 0], embeddings[0, 2])
+
+
+def test_evaluate_leaves_the_model_as_it_was_and_depends_on_nothing_else():
+    dataset = many_users()
+    model = model_of("oc", dataset).train()
+    first = evaluate(model, dataset, np.arange(9), k=3, num_targets=3)
+    assert model.training
+    assert first == evaluate(model, dataset, np.arange(9), k=3, num_targets=3)
+    assert first["users"] == len(held_out(dataset, np.arange(9), 3))
+    assert 0.0 <= first["target_recall"] <= first["unordered_recall"] <= 1.0
+
+
+def test_targets_beyond_the_configured_rollout_shorten_the_history():
+    dataset = many_users()
+    found = evaluate(model_of("oc", dataset), dataset, np.arange(9), k=3, num_targets=6)  # 6 steps, 2 configured
+    assert found["users"] == len(held_out(dataset, np.arange(9), 6))
+
+
+def test_a_search_query_is_neither_target_nor_corpus():
+    dataset = dataset_of(*USERS)
+    types = np.array(dataset.items.types)
+    types[5] = ItemType.SEARCH_QUERY
+    events = np.array(dataset.histories.item_types)
+    events[5] = ItemType.SEARCH_QUERY
+    dataset = replace(
+        dataset,
+        items=replace(dataset.items, types=types),
+        histories=replace(dataset.histories, item_types=events),
+    )
+    assert 5 not in Corpus.of(dataset).ids
+    assert held_out(dataset, np.array([1]), 2)[0].targets.tolist() == [6]
