@@ -99,9 +99,9 @@ class Signals:
     """Output of `fetch_signals`: a user's history, oldest first, and what was seen.
 
     The first `sequence_length` rows are valid (an empty history still travels as one row of zeros). With a search query
-    its row is the last valid one; `history_length` counts stored events only. `item_ids` of search queries are hashes of
-    their text and have no id embedding. `seen_item_ids`: pins of the stored history before truncation, newest kept, at
-    most `schema.MAX_SEEN_ITEMS`; padded by one -1 if empty.
+    its row is the last valid one; `history_length` counts stored events only. `item_ids` of search queries are hashes
+    of their text and have no id embedding. `seen_item_ids`: pins of the stored history before truncation, newest kept,
+    at most `schema.MAX_SEEN_ITEMS`; padded by one -1 if empty.
     """
 
     content: Content
