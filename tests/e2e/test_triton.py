@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -50,7 +51,12 @@ def triton_process(name: str, **options) -> tuple[Process, TritonOptions]:
     except TritonMissing as error:
         pytest.skip(error.message)
     urls = [f"http://127.0.0.1:{http_port}/v2/models/{model}/ready" for model in chosen.models]
-    process = Process(name, command(server, chosen), lambda: all(map(answers, urls)), environment(server, chosen))
+    process = Process(
+        name,
+        command(server, chosen),
+        lambda: all(map(answers, urls)),
+        environment(server, chosen, {**os.environ, "PINREC_THREADS": "1"}),
+    )
     return process, chosen
 
 
