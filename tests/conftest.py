@@ -1,0 +1,243 @@
+"""A small world, a briefly trained model and its releases on disk, and the whole stack running on them.
+
+Everything is made once a session and only for the tests that ask for it. Tests of the running stack append events of
+users of their own (`live.new_user`), so that none meets another's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pinrec_core.config import Config, load_config
+from pinrec_core.data.dataset import Dataset, open_dataset
+from pinrec_core.data.synthetic import SyntheticSpec, SyntheticWorld
+from pinrec_core.eval.evaluate import evaluate
+from pinrec_core.model.pinrec import PinRec
+from pinrec_core.recommend import Stages
+from pinrec_core.release import Release, ServingState, open_release, write_serving_state
+from pinrec_core.schema import ITEM_TYPE_NAMES
+from pinrec_core.signals.batch_view import compile_batch_view
+from pinrec_core.signals.events import Event
+from pinrec_core.signals.realtime import MemoryHistoryStore
+from pinrec_core.train.checkpoint import load_checkpoint
+from pinrec_core.train.export import export
+from pinrec_core.train.loop import train
+from services.cli.up import Stack, serves
+from services.proto import signals_pb2
+from services.proto.candidates_pb2_grpc import CandidateServiceStub
+from services.proto.signals_pb2_grpc import SignalServiceStub
+from services.triton.tools import TritonMissing, locate
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTCOMES = ("share", "save", "comment", "click")
+OVERRIDES = {
+    "data.outcomes": OUTCOMES,
+    "train.max_steps": 120,
+    "generate.offsets_per_step": 4,
+    "generate.compression_threshold": 0.97,  # a small model's embeddings are all alike; some should stay apart
+    "serve.default_deadline_ms": 30_000,  # a test machine may be busy with other things
+}
+FLAT, IVF_HNSW = 1, 2
+"""Releases of the trained model; 1 is active, both are open."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the session's stack serves."""
+
+    dataset: Dataset
+    config: Config
+    releases: Path
+    batch_view: Path
+
+    def release(self, number: int) -> Release:
+        return open_release(self.releases, number)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Trained:
+    """200 users, 300 items, three surfaces, four outcomes; one model, briefly trained, under two indexes."""
+    root = tmp_path_factory.mktemp("trained")
+    SyntheticWorld(SyntheticSpec(users=200, items=300, events=8_000)).write(root / "data")
+    refine_actions(root / "data" / "events.parquet")
+    config = load_config(ROOT / "configs" / "tiny.toml", OVERRIDES)
+    dataset = open_dataset(root / "data", config)
+    validation = dataset.split(config).validation
+    train(config, dataset, root / "run", lambda model: evaluate(model, dataset, validation), progress=False)
+    model, config, vocabulary = load_checkpoint(root / "run")
+    assert export(model, vocabulary, dataset, root / "releases") == FLAT
+    probed = replace(config, retrieve=replace(config.retrieve, kind="ivf_hnsw"))
+    twin = PinRec(probed, vocabulary, dataset.items.content.shape[1])
+    twin.load_state_dict(model.state_dict())
+    assert export(twin, vocabulary, dataset, root / "releases") == IVF_HNSW
+    write_serving_state(root / "releases", ServingState(FLAT, (FLAT, IVF_HNSW)))
+    compile_batch_view(root / "data", root / "view")
+    return Trained(dataset, config, root / "releases", root / "view")
+
+
+def refine_actions(path: Path) -> None:
+    """Make rarer actions of every fifth save (share) and every fourth click (comment): budgets of four outcomes."""
+    events = pq.read_table(path)
+    place = np.arange(len(events))
+    action = events["action"].to_numpy(zero_copy_only=False)
+    action = np.where((action == "save") & (place % 5 == 0), "share", action)
+    action = np.where((action == "click") & (place % 4 == 0), "comment", action)
+    column = pa.array(action, pa.string())
+    assert set(pc.unique(column).to_pylist()) == {*OUTCOMES, "search"}
+    pq.write_table(events.set_column(events.schema.get_field_index("action"), "action", column), path)
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running stack, stubs on its ports, and the same history store in this process."""
+
+    trained: Trained
+    stack: Stack
+    candidates: CandidateServiceStub
+    signals: SignalServiceStub
+    channel: grpc.Channel
+    mirror: MemoryHistoryStore = field(default_factory=MemoryHistoryStore)
+    _new_users: Iterator[int] = field(default_factory=lambda: count(1_000_000))
+    _log_users: Iterator[int] = field(default_factory=lambda: count(101))
+
+    @property
+    def gateway(self) -> str:
+        return f"{self.stack.host}:{self.stack.gateway_port}"
+
+    @property
+    def triton(self) -> str:
+        return f"{self.stack.host}:{self.stack.triton_grpc_port}"
+
+    def new_user(self) -> int:
+        """A user of whom nothing is known."""
+        return next(self._new_users)
+
+    def log_user(self) -> int:
+        """A user of the log to whom no other test appends; users up to 100 keep their logged history."""
+        return next(self._log_users)
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Append to the signal service and to the mirror."""
+        assert append_events(self.signals, events) == len(events)
+        self.mirror.append(events)
+
+    def stages(self, number: int) -> Stages:
+        """A release opened in this process, over the same events."""
+        return Stages.open(self.trained.release(number), self.trained.batch_view, self.mirror)
+
+
+def append_events(signals: SignalServiceStub, events: Sequence[Event]) -> int:
+    """How many events the signal service acknowledged. Raises grpc.RpcError."""
+    rows = [signals_pb2.Event(**{**e._asdict(), "item_type": ITEM_TYPE_NAMES[e.item_type]}) for e in events]
+    return signals.AppendEvents(signals_pb2.AppendEventsRequest(events=rows), timeout=30).acknowledged
+
+
+@pytest.fixture(scope="session")
+def live(trained, tmp_path_factory) -> Iterator[Live]:
+    """`pinrec up` as its users run it. At the end SIGTERM: exit code 0 and none of its processes left."""
+    folder = tmp_path_factory.mktemp("live")
+    stack = stack_on_free_ports(trained, folder / "signals")
+    log = folder / "up.log"
+    with log.open("w") as file:
+        up = subprocess.Popen(up_command(stack), env=quiet_environment(), stdout=file, stderr=file)
+    try:
+        assert eventually(lambda: up.poll() is not None or serves(f"{stack.host}:{stack.gateway_port}"))
+        assert up.poll() is None, log.read_text()[-5_000:]
+        with ExitStack() as channels:
+            gateway, signals = (
+                channels.enter_context(grpc.insecure_channel(f"{stack.host}:{port}"))
+                for port in (stack.gateway_port, stack.signals_port)
+            )
+            yield Live(trained, stack, CandidateServiceStub(gateway), SignalServiceStub(signals), gateway)
+        started = descendants(up.pid)
+        up.send_signal(signal.SIGTERM)
+        assert up.wait(timeout=60) == 0, log.read_text()[-5_000:]
+        assert len(started) >= 3 + 4, "signals, Triton and its four stages, gateway"
+        assert not [pid for pid in started if is_alive(pid)]
+    finally:
+        up.terminate()
+        up.wait()
+
+
+def up_command(stack: Stack) -> list[str]:
+    """The command line of `pinrec up`."""
+    ports = [word for name, port in stack.ports().items() for word in ("--" + name.replace("_", "-"), str(port))]
+    folders = ["--releases", stack.releases, "--signals-data", stack.signals_data, "--batch-view", stack.batch_view]
+    return [sys.executable, "-m", "services.cli.main", "up", *map(str, folders), *ports]
+
+
+def stack_on_free_ports(trained: Trained, signals_data: Path) -> Stack:
+    """Skips the test where there is no Triton server."""
+    try:
+        locate()
+    except TritonMissing as error:
+        pytest.skip(error.message)
+    names = list(Stack(trained.releases, signals_data, trained.batch_view).ports())
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in names]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        ports = {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
+    return Stack(trained.releases, signals_data, trained.batch_view, **ports)
+
+
+def quiet_environment() -> dict[str, str]:
+    """One thread a stage, as this process uses for its own."""
+    return {**os.environ, "PINREC_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Sums in the order of the stack's stages, and no more cores than there are."""
+    torch.set_num_threads(1)
+
+
+def eventually(condition: Callable[[], bool], tries: int = 1_200) -> bool:
+    """Poll for two minutes: the test's own time limit, not a speed that is asserted."""
+    return any(condition() or time.sleep(0.1) for _ in range(tries))
+
+
+def descendants(pid: int) -> list[int]:
+    """Every living process under `pid`."""
+    parents = {one: parent_of(one) for one in map(int, filter(str.isdigit, os.listdir("/proc")))}
+    found, waiting = [], [pid]
+    while waiting:
+        children = [child for child, parent in parents.items() if parent == waiting[0]]
+        found += children
+        waiting = waiting[1:] + children
+    return found
+
+
+def parent_of(pid: int) -> int:
+    """0 if there is no such process."""
+    return int(_stat(pid)[1])
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    return _stat(pid)[0] != "Z"
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return ["Z", "0"]
