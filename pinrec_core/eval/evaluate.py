@@ -111,16 +111,13 @@ def evaluate(
 
 
 class RolloutScorer:
-    """Scores the corpus under a model's free-running rollout."""
+    """Scores the corpus under a model's free-running rollout, as many embeddings as a user has targets."""
 
     def __init__(self, model: PinRec, dataset: Dataset, corpus: Corpus, num_targets: int) -> None:
-        self._model = model
-        self._dataset = dataset
+        self._requests = Requests(model, dataset)
         self._num_targets = num_targets
         plan = model.config.generate
         self._plan = replace(plan, num_steps=-(-num_targets // plan.offsets_per_step))
-        self._max_history = _longest_history(model, self._plan)
-        self._device = model.start_token.device
         self._vectors = item_vectors(model, dataset, corpus)
 
     def __call__(self, users: list[HeldOut]) -> Tensor:
@@ -130,12 +127,34 @@ class RolloutScorer:
         return scores.masked_fill(~real[..., None], -torch.inf)
 
     def generate(self, users: list[HeldOut]) -> tuple[Tensor, Tensor]:
-        """As many embeddings as targets: float32 [U, J, D] and bool [U, J], which of them a user has."""
-        h = self._dataset.histories
-        rows = [event_rows(h, self._dataset.items, max(u.start, u.stop - self._max_history), u.stop) for u in users]
-        counts = self._counts(users)  # [U, A]
+        """Each outcome's first embeddings: float32 [U, J, D] and bool [U, J], which of them a user has."""
+        embeddings, outcomes, counts = self._requests.roll_out(users, self._plan)
+        wanted = np.take_along_axis(counts, outcomes, axis=1)  # [U, A']
+        taken = torch.from_numpy(np.arange(self._num_targets) < wanted[..., None]).to(embeddings.device)  # [U, A', J]
+        return _left_align(embeddings[:, :, : self._num_targets].flatten(1, 2), taken.flatten(1), self._num_targets)
+
+
+class Requests:
+    """Held-out users as serving would meet them: their history, then a rollout for the outcomes of their targets."""
+
+    def __init__(self, model: PinRec, dataset: Dataset) -> None:
+        self._model = model
+        self._dataset = dataset
+        self._device = model.start_token.device
+
+    def roll_out(
+        self, users: list[HeldOut], plan: GenerateConfig
+    ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
+        """Embeddings float32 [U, A', M, D] of the outcomes int64 [U, A'], and target counts int64 [U, A].
+
+        A' is the most outcomes any of the users has; a user's own stand first.
+        """
+        h, items = self._dataset.histories, self._dataset.items
+        longest = _longest_history(self._model, plan)
+        inputs = collate([event_rows(h, items, max(u.start, u.stop - longest), u.stop) for u in users])
+        counts = self._target_counts(users)
         width = int((counts > 0).sum(axis=1).max())
-        outcomes = np.argsort(-counts, axis=1, kind="stable")[:, :width]  # a user's own outcomes first
+        outcomes = np.argsort(-counts, axis=1, kind="stable")[:, :width]
         first = np.array([u.stop for u in users])
         branches = Branches(
             outcomes=self._tensor(outcomes),
@@ -143,22 +162,19 @@ class RolloutScorer:
             surface=self._tensor(h.surfaces[first]),
             request_time_ms=self._tensor(h.timestamps_ms[first]),
         )
-        inputs = collate(rows).to(self._device)
-        embeddings = rollout(self._model, inputs, branches, self._plan)[:, :, : self._num_targets]  # [U, A', J, D]
-        wanted = np.take_along_axis(counts, outcomes, axis=1)  # [U, A']
-        taken = np.arange(self._num_targets) < wanted[..., None]  # [U, A', J]
-        return _left_align(embeddings.flatten(1, 2), self._tensor(taken).flatten(1), self._num_targets)
+        return rollout(self._model, inputs.to(self._device), branches, plan), outcomes, counts
 
-    def _counts(self, users: list[HeldOut]) -> NDArray[np.int64]:
-        """Embeddings of each outcome: the multiset of the targets' outcomes, int64 [U, A]."""
+    def _target_counts(self, users: list[HeldOut]) -> NDArray[np.int64]:
+        """The multiset of each user's targets' outcomes: int64 [U, A]."""
         vocabulary = self._dataset.vocabulary
-        outcome_of = vocabulary.outcome_of_action[self._dataset.histories.actions]
+        actions = self._dataset.histories.actions
         num_outcomes = len(vocabulary.outcomes)
-        return np.stack([np.bincount(outcome_of[u.targets], minlength=num_outcomes) for u in users])
+        return np.stack(
+            [np.bincount(vocabulary.outcome_of_action[actions[u.targets]], minlength=num_outcomes) for u in users]
+        )
 
-    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return (tensor if tensor.dtype == torch.bool else tensor.long()).to(self._device)
+    def _tensor(self, array: NDArray[np.integer]) -> Tensor:
+        return torch.from_numpy(array.astype(np.int64)).to(self._device)
 
 
 def measure(
@@ -172,14 +188,14 @@ def measure(
     progress: bool,
 ) -> dict[str, float]:
     """Score the users batch by batch, in bounded memory, and average."""
-    size = max(1, min(_MAX_USERS, _MAX_SCORES // (num_targets * len(corpus.ids))))
+    size = users_at_once(num_targets, corpus)
     tally = Tally(dataset)
     with tqdm(total=len(users), desc="evaluate", unit=" users", disable=not progress, leave=False) as bar:
-        for batch in _batches(users, size):
-            targets, valid = _target_columns(dataset, corpus, batch, num_targets)
+        for batch in batches_of(users, size):
+            targets, valid = target_columns(dataset, corpus, batch, num_targets)
             scores = scorer(batch)
             if drop_seen:
-                _drop_seen(scores, dataset, corpus, batch)
+                drop_seen_items(scores, dataset, corpus, batch)
             top = scores.topk(min(k + 1, scores.size(-1)), dim=-1)
             at_targets = scores.gather(2, targets.to(scores.device)[:, None].expand(-1, scores.size(1), -1))
             hits = metrics.target_hits(top.values, at_targets, k).cpu()
@@ -271,7 +287,7 @@ def _left_align(values: Tensor, taken: Tensor, width: int) -> tuple[Tensor, Tens
     return values.gather(1, order[..., None].expand(-1, -1, values.size(-1))), taken.gather(1, order)
 
 
-def _target_columns(dataset: Dataset, corpus: Corpus, users: list[HeldOut], width: int) -> tuple[Tensor, Tensor]:
+def target_columns(dataset: Dataset, corpus: Corpus, users: list[HeldOut], width: int) -> tuple[Tensor, Tensor]:
     """Corpus columns of each user's targets: int64 [U, Z] (0 where there is none) and bool [U, Z]."""
     columns = np.zeros((len(users), width), dtype=np.int64)
     valid = np.zeros((len(users), width), dtype=np.bool_)
@@ -281,13 +297,19 @@ def _target_columns(dataset: Dataset, corpus: Corpus, users: list[HeldOut], widt
     return torch.from_numpy(columns), torch.from_numpy(valid)
 
 
-def _drop_seen(scores: Tensor, dataset: Dataset, corpus: Corpus, users: list[HeldOut]) -> None:
+def drop_seen_items(scores: Tensor, dataset: Dataset, corpus: Corpus, users: list[HeldOut]) -> None:
     """Set the scores of each user's earlier items to -inf, in place."""
     for row, user in enumerate(users):
         seen = corpus.columns(dataset.histories.item_ids[user.start : user.stop])
         scores[row, :, torch.from_numpy(seen[seen >= 0])] = -torch.inf
 
 
-def _batches(users: list[HeldOut], size: int) -> Iterator[list[HeldOut]]:
+def users_at_once(num_queries: int, corpus: Corpus) -> int:
+    """Users whose scores under `num_queries` queries each are held together."""
+    return max(1, min(_MAX_USERS, _MAX_SCORES // (num_queries * len(corpus.ids))))
+
+
+def batches_of(users: list[HeldOut], size: int) -> Iterator[list[HeldOut]]:
+    """Runs of at most `size` users."""
     for start in range(0, len(users), size):
         yield users[start : start + size]

@@ -76,9 +76,9 @@ class Progress:
         return sum(v["step"] > self.best_step for v in self.validations)
 
     def add(self, metrics: Mapping[str, float], loss: float) -> bool:
-        """Note a validation; whether it is the best so far."""
+        """Note a validation; whether it is the best so far (of equals the newest: with no user to validate, the last)."""
         self.validations.append({"step": self.step, "loss": loss, **metrics})
-        if metrics["unordered_recall"] <= self.best_recall:
+        if metrics["unordered_recall"] < self.best_recall:
             return False
         self.best_step, self.best_recall = self.step, metrics["unordered_recall"]
         return True

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 _EXCLUDED = -1e30
 """Logit of a candidate that is no negative of a row; finite, so that a row without any negative has zero gradients."""
 
-_MAX_LOGITS = 1 << 24
-"""Logits held at a time, R x C (64 MiB): above it rows go in chunks whose logits are computed again backward."""
+_MAX_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
+"""Logits held at a time, R x C (64 MiB, 1 GiB): above it rows go in chunks whose logits are computed again backward."""
 
 
 def candidate_log_q(frequency: NDArray[np.float64], num_draws: int, random_share: float) -> NDArray[np.float32]:
@@ -56,7 +56,7 @@ def sampled_softmax_loss(
     the smallest corrected loss counts, which favours the window's rarest item, since its correction is largest.
     """
     bias = torch.where(negative, -log_q, torch.full_like(log_q, _EXCLUDED))
-    step = max(1, _MAX_LOGITS // max(1, len(candidates)))
+    step = max(1, _MAX_LOGITS[predicted.device.type] // max(1, len(candidates)))
     if len(predicted) <= step:
         return _rows_loss(predicted, targets, mask, candidates, log_q, bias, logit_scale, window_pick)
     losses = [

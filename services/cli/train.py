@@ -18,11 +18,13 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_SHOWN_FIRST = ("users", "unordered_recall", "target_recall", "proportion_unique", "unique_within_user", "coverage")
+_NOT_SHOWN = ("step", "loss")
+_PER_OUTCOME_OR_SURFACE = "/"
+"""In the names of metrics of one outcome or surface; they are printed last."""
 
 
 def parse_overrides(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """("train.max_steps=50", ...) -> {"train.max_steps": 50}; TOML values, bare words are text. Raises InvalidConfig."""
+    """("train.max_steps=50",) -> {"train.max_steps": 50}; TOML values, bare words are text. Raises InvalidConfig."""
     overrides = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -117,6 +119,9 @@ def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: boo
     proportion_unique    distinct items among all retrieved, over all users
     unique_within_user   the same inside one user's lists
     coverage             share of the corpus that any user gets
+    served_*             the same recalls of the k x targets candidates that a request would be served: compressed,
+                         allocated, without duplicates
+    compression_ratio    embeddings generated for one kept
 
     `popularity` is the same list of the k x targets most engaged pins for everybody. The result is kept in
     RUN/metrics.json and travels with an exported release.
@@ -125,6 +130,7 @@ def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: boo
     from pinrec_core.errors import InvalidData
     from pinrec_core.eval.baselines.popularity import evaluate_popularity
     from pinrec_core.eval.evaluate import evaluate as evaluate_model
+    from pinrec_core.eval.served import evaluate_served
     from pinrec_core.train.checkpoint import add_test_metrics, load_checkpoint
 
     model, config, vocabulary = load_checkpoint(run_dir)
@@ -133,6 +139,7 @@ def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: boo
         raise InvalidData(f"{data_dir.name} has another vocabulary than {run_dir.name} was trained with")
     split = dataset.split(config)
     found = evaluate_model(model, dataset, split.test, k, targets, not keep_seen, progress=not quiet)
+    found |= evaluate_served(model, dataset, split.test, k, targets, not keep_seen)
     baseline = evaluate_popularity(dataset, split.train, split.test, k, targets, not keep_seen)
     settings = {"k": k, "num_targets": targets, "drop_seen": not keep_seen}
     add_test_metrics(run_dir, {**found, **settings})
@@ -143,7 +150,7 @@ def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: boo
 def table(columns: Mapping[str, Mapping[str, float]]) -> str:
     """Metrics as lines, one column a model."""
     names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
-    ordered = [n for n in _SHOWN_FIRST if n in names] + [n for n in names if "/" in n]
+    ordered = sorted((n for n in names if n not in _NOT_SHOWN), key=lambda name: _PER_OUTCOME_OR_SURFACE in name)
     lines = ["  " + f"{'':<32}" + "".join(f"{title:>12}" for title in columns)]
     for name in ordered:
         cells = [_cell(name, metrics.get(name)) for metrics in columns.values()]

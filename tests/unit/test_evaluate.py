@@ -11,7 +11,8 @@ from pinrec_core.config import config_from_dict
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.data.histories import Histories
 from pinrec_core.eval.baselines.popularity import evaluate_popularity
-from pinrec_core.eval.evaluate import Corpus, RolloutScorer, evaluate, held_out, measure
+from pinrec_core.eval.evaluate import Corpus, Requests, RolloutScorer, evaluate, held_out, item_vectors, measure
+from pinrec_core.eval.served import evaluate_served
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import ItemTable
 from pinrec_core.schema import ItemType, Vocabulary
@@ -215,3 +216,55 @@ def test_a_search_query_is_neither_target_nor_corpus():
     )
     assert 5 not in Corpus.of(dataset).ids
     assert held_out(dataset, np.array([1]), 2)[0].targets.tolist() == [6]
+
+
+def slow_served(model, dataset, user, counts, plan):
+    """Compression off, allocation equal: each embedding takes its places in turn where no better rank claims the item."""
+    corpus = Corpus.of(dataset)
+    embeddings, outcomes, _ = Requests(model, dataset).roll_out([user], plan)
+    seen = set(dataset.histories.item_ids[user.start : user.stop].tolist())
+    vectors = item_vectors(model, dataset, corpus)
+    assert outcomes.shape[1] == 1, "one outcome only"
+    per = counts // embeddings.shape[2]
+    ranked = [
+        [i for i in row.argsort(descending=True).tolist() if i not in seen] for row in embeddings[0, 0] @ vectors.T
+    ]
+    scores = embeddings[0, 0] @ vectors.T
+    taken, held = {}, [0] * len(ranked)
+    for rank in range(len(corpus.ids)):  # a claim of a better rank always comes first
+        claims = [(-float(scores[e, r[rank]]), e, r[rank]) for e, r in enumerate(ranked) if rank < len(r)]
+        for _, e, item in sorted(claims):
+            if held[e] < per and item not in taken:
+                taken[item] = e
+                held[e] += 1
+    return set(taken)
+
+
+@torch.inference_mode()
+def test_served_candidates_are_what_the_embeddings_take_in_turn():
+    users = [[(i, SAVE, 1) for i in rng.permutation(NUM_ITEMS)[:8]] for rng in map(np.random.default_rng, range(6))]
+    dataset = dataset_of(*users)
+    model = model_of("oc", dataset, compression_threshold=2.0).eval()
+    expected = []
+    for user in held_out(dataset, np.arange(6), 2):
+        served = slow_served(model, dataset, user, counts=6, plan=model.config.generate)
+        assert len(served) == 6
+        expected.append(np.mean([int(i) in served for i in dataset.histories.item_ids[user.targets]]))
+    found = evaluate_served(model, dataset, np.arange(6), k=3, num_targets=2)
+    assert found["served_target_recall"] == pytest.approx(np.mean(expected))
+    assert found["served_unordered_recall"] == pytest.approx(np.mean(np.array(expected) > 0))
+    assert found["compression_ratio"] == 1.0
+
+
+@pytest.mark.parametrize(("variant", "generate"), CASES)
+def test_the_whole_corpus_serves_every_target_not_seen(variant, generate):
+    users = [
+        [(i, 1 + i % 2, 1) for i in rng.permutation(NUM_ITEMS)[:8]] for rng in map(np.random.default_rng, range(6))
+    ]
+    dataset = dataset_of(*users, unconditioned=variant == "uc")
+    model = model_of(variant, dataset, compression_threshold=-1.0, **generate)
+    found = evaluate_served(model, dataset, np.arange(6), k=NUM_ITEMS, num_targets=3)
+    assert found["served_target_recall"] == 1.0
+    branch = model.config.generate.num_steps * model.config.generate.offsets_per_step
+    assert found["compression_ratio"] == pytest.approx(branch)  # every branch becomes one embedding
+    assert evaluate_served(model, dataset, np.arange(0))["served_target_recall"] == 0.0

@@ -124,14 +124,14 @@ def test_two_runs_of_one_seed_are_alike_and_another_seed_differs(dataset, tmp_pa
 
 
 def test_the_best_weights_are_kept_and_patience_stops(dataset, tmp_path):
-    recalls = iter([0.2, 0.6, 0.5, 0.6, 0.9])
+    recalls = iter([0.2, 0.6, 0.6, 0.5, 0.4, 0.9])
     config = config_of(max_steps=100, eval_every=2, patience=2)
     result = train(config, dataset, tmp_path, lambda model: {"unordered_recall": next(recalls)}, progress=False)
-    assert (result.stopped_by, result.steps, result.best_step) == ("patience", 8, 4)
+    assert (result.stopped_by, result.steps, result.best_step) == ("patience", 10, 6)
     assert result.metrics["unordered_recall"] == 0.6
     best, last = weights(tmp_path, "model"), weights(tmp_path)
     assert any(not torch.equal(best[k], last[f"model.{k}"]) for k in best)
-    assert [v["step"] for v in json.loads((tmp_path / "metrics.json").read_text())["validations"]] == [2, 4, 6, 8]
+    assert [v["step"] for v in json.loads((tmp_path / "metrics.json").read_text())["validations"]] == [2, 4, 6, 8, 10]
 
 
 def test_a_time_limit_ends_with_a_validation_and_a_checkpoint(dataset, tmp_path):
@@ -154,7 +154,7 @@ def test_resuming_with_another_configuration_names_the_key(dataset, tmp_path):
     train(config_of(), dataset, tmp_path, recall(0.5), progress=False)
     with pytest.raises(InvalidConfig, match=r"train\.batch_size has value 4; allowed on resume: 8"):
         train(config_of(batch_size=4), dataset, tmp_path, recall(0.5), progress=False, resume=True)
-    with pytest.raises(InvalidConfig, match="is not a training run: config.json is missing"):
+    with pytest.raises(InvalidConfig, match=r"is not a training run: config\.json is missing"):
         train(config_of(), dataset, tmp_path / "none", recall(0.5), progress=False, resume=True)
 
 
@@ -196,14 +196,14 @@ def test_test_metrics_stand_beside_the_validation(dataset, tmp_path):
 
 
 def test_what_is_no_run_says_so(tmp_path):
-    with pytest.raises(InvalidConfig, match="is not a training run: config.json is missing or not JSON"):
+    with pytest.raises(InvalidConfig, match=r"is not a training run: config\.json is missing or not JSON"):
         load_checkpoint(tmp_path)
 
 
 def test_damaged_weights_say_so(dataset, tmp_path):
     train(config_of(), dataset, tmp_path, recall(0.5), progress=False)
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 20)
-    with pytest.raises(InvalidConfig, match="holds no readable model.safetensors"):
+    with pytest.raises(InvalidConfig, match=r"holds no readable model\.safetensors"):
         load_checkpoint(tmp_path)
 
 

@@ -1,0 +1,100 @@
+"""What a request would be served, measured: generate, compress, allocate, search, settle (sections 4.4.3 and 4.4.4).
+
+Eq. 6 lets each embedding retrieve k items whether or not another embedding has them too. Serving does not: similar
+embeddings become one with more places, and no item is given twice. Here the held-out users of `evaluate` ask for
+k x num_targets candidates, with their targets' outcome mix as the budget and the configured number of steps, and get
+what the retrieve stage would answer with an exact index and without fillers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pinrec_core.data.dataset import Dataset
+from pinrec_core.eval.evaluate import (
+    NUM_TARGETS,
+    Corpus,
+    HeldOut,
+    Requests,
+    batches_of,
+    drop_seen_items,
+    held_out,
+    item_vectors,
+    target_columns,
+    users_at_once,
+)
+from pinrec_core.generate.generator import select
+from pinrec_core.messages import Generated
+from pinrec_core.model.pinrec import PinRec
+from pinrec_core.retrieve.placement import Listing, Settlement
+
+
+@torch.inference_mode()
+def evaluate_served(
+    model: PinRec,
+    dataset: Dataset,
+    user_rows: NDArray[np.int64],
+    k: int = 10,
+    num_targets: int = NUM_TARGETS,
+    drop_seen: bool = True,
+) -> dict[str, float]:
+    """Metrics of the candidates served to `user_rows` (int64, rows of the histories).
+
+    `served_unordered_recall` (users with a target among them), `served_target_recall` (share of targets),
+    `compression_ratio` (embeddings generated for one kept).
+    """
+    corpus = Corpus.of(dataset)
+    model.eval()
+    requests, vectors = Requests(model, dataset), item_vectors(model, dataset, corpus)
+    any_hit, share, ratio = [], [], []
+    users = held_out(dataset, user_rows, num_targets)
+    plan = model.config.generate
+    queries = plan.num_steps * plan.offsets_per_step * len(dataset.vocabulary.outcomes)
+    for batch in batches_of(users, users_at_once(queries, corpus)):
+        embeddings, outcomes, counts = requests.roll_out(batch, plan)
+        targets, valid = target_columns(dataset, corpus, batch, num_targets)
+        for row, user in enumerate(batch):
+            wanted = (k * counts[row]).astype(np.int32)
+            own = outcomes[row][wanted[outcomes[row]] > 0]
+            generated = select(embeddings[row, : len(own)].cpu().numpy(), own, wanted, plan)
+            served = _settle(generated, wanted, vectors, (dataset, corpus, user) if drop_seen else None)
+            hits = np.isin(targets[row][valid[row]].numpy(), served)
+            any_hit.append(float(hits.any()))
+            share.append(float(hits.mean()))
+            ratio.append(generated.num_generated / generated.num_kept)
+    return {
+        "served_unordered_recall": _mean(any_hit),
+        "served_target_recall": _mean(share),
+        "compression_ratio": _mean(ratio),
+    }
+
+
+def _settle(
+    generated: Generated,
+    counts: NDArray[np.int32],
+    vectors: Tensor,
+    seen: tuple[Dataset, Corpus, HeldOut] | None,
+) -> NDArray[np.int64]:
+    """Columns of the corpus that one user is served: int64 [n], n at most the sum of counts."""
+    scores = torch.from_numpy(generated.embeddings).to(vectors.device) @ vectors.T  # [K, N]
+    if seen is not None:
+        dataset, corpus, user = seen
+        drop_seen_items(scores[None], dataset, corpus, [user])
+    # No embedding goes further down its list than there are candidates in all.
+    best = scores.topk(min(int(counts.sum()), scores.size(1)), dim=1)
+    listings = [
+        Listing(int(outcome), int(places), columns[values > -torch.inf].tolist(), values.tolist())
+        for outcome, places, columns, values in zip(
+            generated.outcome, generated.allocation, best.indices, best.values, strict=True
+        )
+    ]
+    settlement = Settlement(listings, counts.tolist())
+    settlement.lend()
+    return np.array([placed.item_id for placed in settlement.placed], dtype=np.int64)
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else 0.0

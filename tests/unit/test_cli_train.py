@@ -1,0 +1,142 @@
+"""`pinrec train` and `pinrec evaluate` on a folder, as a user calls them."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from pinrec_core.config import load_config
+from pinrec_core.errors import InvalidConfig
+from services.cli.main import main
+from services.cli.train import parse_overrides, table
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+QUICK = ("--set", "train.max_steps=4", "--set", "train.eval_every=2", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Forty users, twenty items, two outcomes, written by hand."""
+    folder = tmp_path_factory.mktemp("by-hand")
+    rows = [(u, (u * 3 + i) % 20, "save" if (u + i) % 3 else "click", i) for u in range(40) for i in range(6)]
+    users, items, actions, order = zip(*rows, strict=True)
+    events = {
+        "user_id": pa.array(users, pa.int64()),
+        "item_id": pa.array(items, pa.int64()),
+        "item_type": ["pin"] * len(rows),
+        "action": list(actions),
+        "surface": ["home"] * len(rows),
+        "timestamp_ms": pa.array([1_700_000_000_000 + 60_000 * i for i in order], pa.int64()),
+    }
+    catalog = {
+        "item_id": pa.array(range(20), pa.int64()),
+        "item_type": ["pin"] * 20,
+        "text": [f"{colour} {thing}" for colour in ("red", "blue", "green", "grey") for thing in "abcde"],
+    }
+    pq.write_table(pa.table(events), folder / "events.parquet")
+    pq.write_table(pa.table(catalog), folder / "items.parquet")
+    return folder
+
+
+def pinrec(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "run"
+    result = pinrec("train", "--data", folder, "--config", CONFIGS / "tiny.toml", "--run", run, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "40 users, 240 events" in result.output
+    assert "stopped by max_steps at step 4" in result.output
+    return run
+
+
+def test_evaluate_prints_a_table_beside_popularity_and_keeps_the_metrics(folder, run):
+    result = pinrec("evaluate", "--run", run, "--data", folder, "--targets", 2, "--quiet")
+    assert result.exit_code == 0, result.output
+    for name in (
+        "popularity",
+        "unordered_recall",
+        "target_recall/save",
+        "unordered_recall/home",
+        "served_target_recall",
+    ):
+        assert name in result.output
+    kept = json.loads((run / "metrics.json").read_text())["test"]
+    assert (kept["k"], kept["num_targets"]) == (10, 2)
+
+
+def test_evaluate_prints_json(folder, run):
+    result = pinrec("evaluate", "--run", run, "--data", folder, "--k", 3, "--json", "--quiet")
+    values = json.loads(result.output)
+    assert (values["k"], values["num_targets"], values["drop_seen"]) == (3, 8, True)
+    assert set(values) >= {"model", "popularity"}
+    assert 0 <= values["model"]["target_recall"] <= values["model"]["unordered_recall"] <= 1
+
+
+def test_resume_takes_the_configuration_of_the_run(folder, run):
+    result = pinrec("train", "--data", folder, "--run", run, "--resume", "--set", "train.max_steps=6", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "at step 6" in result.output
+
+
+def test_the_progress_bar_shows_loss_and_examples(folder, tmp_path):
+    config = CONFIGS / "tiny.toml"
+    result = pinrec("train", "--data", folder, "--config", config, "--run", tmp_path, "--set", "train.max_steps=12")
+    assert result.exit_code == 0, result.output
+    assert "loss=" in result.stderr
+    assert "examples/s" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--config is missing"),
+        (("--config", CONFIGS / "tiny.toml", "--set", "train.max_step=5"), "unknown key 'train.max_step'; known"),
+        (("--config", CONFIGS / "tiny.toml", "--set", "max_steps=5"), "allowed: SECTION.KEY=VALUE"),
+        (("--config", "nowhere.toml"), "config file 'nowhere.toml' does not exist"),
+        (("--resume",), "is not a training run: config.json is missing"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(folder, tmp_path, arguments, message):
+    result = pinrec("train", "--data", folder, "--run", tmp_path / "new", *arguments)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_run_of_another_log_is_refused(folder, run, tmp_path):
+    (tmp_path / "items.parquet").write_bytes((folder / "items.parquet").read_bytes())
+    events = pq.read_table(folder / "events.parquet")
+    surfaces = pa.array(["elsewhere"] * len(events))
+    pq.write_table(events.set_column(4, "surface", surfaces), tmp_path / "events.parquet")
+    result = pinrec("evaluate", "--run", run, "--data", tmp_path, "--quiet")
+    assert result.exit_code == 1
+    assert "another vocabulary" in result.output
+
+
+def test_overrides_are_toml_values():
+    found = parse_overrides(("train.max_steps=5", "model.variant=uc", "train.log_q=false", 'data.outcomes=["a", "b"]'))
+    assert found == {"train.max_steps": 5, "model.variant": "uc", "train.log_q": False, "data.outcomes": ["a", "b"]}
+    with pytest.raises(InvalidConfig, match=r"--set has value 'train\.=1'"):
+        parse_overrides(("train.=1",))
+
+
+def test_a_table_has_one_column_a_model():
+    lines = table({"a": {"users": 1200.0, "target_recall": 0.25}, "b": {"users": 1200.0}}).splitlines()
+    assert lines[1].split() == ["users", "1,200", "1,200"]
+    assert lines[2].split() == ["target_recall", "0.2500", "-"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_configuration_loads(path):
+    load_config(path)
+
+
+def test_the_base_configuration_is_the_papers_size():
+    model = load_config(CONFIGS / "base.toml").model
+    assert (model.variant, model.num_layers, model.hidden_dim) == ("mt_oc", 12, 768)
