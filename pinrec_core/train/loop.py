@@ -76,7 +76,7 @@ class Progress:
         return sum(v["step"] > self.best_step for v in self.validations)
 
     def add(self, metrics: Mapping[str, float], loss: float) -> bool:
-        """Note a validation; whether it is the best so far (of equals the newest: with no user to validate, the last)."""
+        """Note a validation; whether it is the best so far, of equal ones the newest (nobody to validate: the last)."""
         self.validations.append({"step": self.step, "loss": loss, **metrics})
         if metrics["unordered_recall"] < self.best_recall:
             return False

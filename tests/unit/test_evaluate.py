@@ -219,7 +219,7 @@ def test_a_search_query_is_neither_target_nor_corpus():
 
 
 def slow_served(model, dataset, user, counts, plan):
-    """Compression off, allocation equal: each embedding takes its places in turn where no better rank claims the item."""
+    """Compression off, allocation equal: rank by rank, each embedding takes its item if nobody has it yet."""
     corpus = Corpus.of(dataset)
     embeddings, outcomes, _ = Requests(model, dataset).roll_out([user], plan)
     seen = set(dataset.histories.item_ids[user.start : user.stop].tolist())
