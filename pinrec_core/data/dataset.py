@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from pinrec_core.codec import dequantize, quantize
 from pinrec_core.config import Config
-from pinrec_core.data.catalog import Catalog
-from pinrec_core.data.contract import UNKNOWN_SURFACE, DatasetFacts, load_folder
-from pinrec_core.data.events import EventLog
 from pinrec_core.data.histories import Histories, Split, split_users
-from pinrec_core.data.problems import Problem
 from pinrec_core.errors import InvalidData
+from pinrec_core.event_log.catalog import Catalog
+from pinrec_core.event_log.contract import UNKNOWN_SURFACE, DatasetFacts, load_folder
+from pinrec_core.event_log.events import EventLog
+from pinrec_core.event_log.problems import Problem
 from pinrec_core.release import ItemTable
 from pinrec_core.schema import SEARCH_ACTION, UNKNOWN_CODE, ItemType, Vocabulary
 from pinrec_core.text_encoder import TextEncoder
@@ -78,7 +78,7 @@ class Dataset:
 
 
 def open_dataset(folder: Path, config: Config, progress: bool = False) -> Dataset:
-    """Read a folder in the event-log contract (data/contract.py). Repairs are counted and logged.
+    """Read a folder in the event-log contract (event_log/contract.py). Repairs are counted and logged.
 
     Raises InvalidData if the folder breaks the contract or lacks a configured outcome.
     """

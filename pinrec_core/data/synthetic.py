@@ -24,10 +24,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pinrec_core.data.contract import DatasetFacts
 from pinrec_core.data.synthetic_words import TOPIC_NAMES
 from pinrec_core.data.writer import FolderWriter, NameColumn
 from pinrec_core.errors import InvalidConfig
+from pinrec_core.event_log.contract import DatasetFacts
 from pinrec_core.schema import ITEM_TYPE_NAMES, SEARCH_ACTION, ItemType
 from pinrec_core.text_encoder import query_item_id
 

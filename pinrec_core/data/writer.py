@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pinrec_core.data.contract import DatasetFacts
 from pinrec_core.errors import InvalidData
+from pinrec_core.event_log.contract import DatasetFacts
 
 
 @dataclass(frozen=True)

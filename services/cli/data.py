@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from pinrec_core.data.contract import Folder
+    from pinrec_core.event_log.contract import Folder
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _SOURCE = click.Path(path_type=Path, file_okay=False, exists=True)
@@ -40,7 +40,7 @@ def check(folder: Path) -> None:
     mended and make the exit code 1; repairs are what training does by itself (drop exact duplicates, sort by time, hash
     the ids of search queries, drop events of pins that items.parquet lacks).
     """
-    from pinrec_core.data.contract import inspect_folder
+    from pinrec_core.event_log.contract import inspect_folder
 
     problems, loaded = inspect_folder(folder, progress=True)
     for problem in problems:

@@ -5,10 +5,10 @@ import pytest
 
 from pinrec_core.codec import dequantize
 from pinrec_core.config import Config, DataConfig, GenerateConfig, ModelConfig
-from pinrec_core.data.contract import DatasetFacts
 from pinrec_core.data.dataset import open_dataset
 from pinrec_core.data.histories import Histories, split_users
 from pinrec_core.errors import InvalidData
+from pinrec_core.event_log.contract import DatasetFacts
 from pinrec_core.text_encoder import query_item_id
 
 T0 = 1_700_000_000_000

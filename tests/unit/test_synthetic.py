@@ -4,11 +4,11 @@ import pytest
 
 from pinrec_core.codec import dequantize
 from pinrec_core.config import Config
-from pinrec_core.data.contract import check_folder
 from pinrec_core.data.dataset import open_dataset
 from pinrec_core.data.synthetic import OUTCOMES, SyntheticSpec, SyntheticWorld
 from pinrec_core.data.synthetic_words import TOPIC_NAMES
 from pinrec_core.errors import InvalidConfig, InvalidData
+from pinrec_core.event_log.contract import check_folder
 from pinrec_core.schema import ItemType
 
 SPEC = SyntheticSpec(users=400, items=400, events=12_000, seed=5)

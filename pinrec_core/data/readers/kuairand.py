@@ -24,11 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pinrec_core.data.contract import UNKNOWN_SURFACE, DatasetFacts
-from pinrec_core.data.events import repeats
 from pinrec_core.data.readers.summary import ReadSummary
 from pinrec_core.data.writer import FolderWriter, NameColumn
 from pinrec_core.errors import InvalidData
+from pinrec_core.event_log.contract import UNKNOWN_SURFACE, DatasetFacts
+from pinrec_core.event_log.events import repeats
 from pinrec_core.schema import ITEM_TYPE_NAMES, ItemType
 
 LOG = "log_0425_0508.parquet"

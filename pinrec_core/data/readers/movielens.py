@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
-from pinrec_core.data.contract import DatasetFacts
-from pinrec_core.data.events import repeats
 from pinrec_core.data.readers.ratings import DROPPED, OUTCOMES, count_outcomes, outcome_of_stars
 from pinrec_core.data.readers.summary import ReadSummary
 from pinrec_core.data.writer import FolderWriter, NameColumn
 from pinrec_core.errors import InvalidData
+from pinrec_core.event_log.contract import DatasetFacts
+from pinrec_core.event_log.events import repeats
 from pinrec_core.schema import ITEM_TYPE_NAMES, SEARCH_ACTION, ItemType
 from pinrec_core.text_encoder import normalize_text, query_item_id
 

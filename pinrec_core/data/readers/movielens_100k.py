@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from pinrec_core.data.contract import DatasetFacts
 from pinrec_core.data.readers.ratings import DROPPED, OUTCOMES, count_outcomes, outcome_of_stars
 from pinrec_core.data.readers.summary import ReadSummary
 from pinrec_core.data.writer import FolderWriter, NameColumn
 from pinrec_core.errors import InvalidData, Unavailable
+from pinrec_core.event_log.contract import DatasetFacts
 from pinrec_core.release import sha256_of
 from pinrec_core.schema import ITEM_TYPE_NAMES, ItemType
 

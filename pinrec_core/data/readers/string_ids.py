@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from pinrec_core.data.contract import read_facts
-from pinrec_core.data.parquet import find_files
-from pinrec_core.data.problems import Findings, raise_errors
 from pinrec_core.data.readers.summary import ReadSummary
 from pinrec_core.data.writer import FolderWriter
 from pinrec_core.errors import InvalidData
+from pinrec_core.event_log.contract import read_facts
+from pinrec_core.event_log.parquet import find_files
+from pinrec_core.event_log.problems import Findings, raise_errors
 
 _ID_COLUMNS = {"user_id": "user_ids", "item_id": "item_ids"}
 

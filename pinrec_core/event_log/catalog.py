@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pinrec_core.codec import quantize
-from pinrec_core.data.parquet import (
+from pinrec_core.event_log.parquet import (
     ITEM_COLUMNS,
     OPTIONAL_ITEM_COLUMNS,
     NameCodes,
@@ -22,7 +22,7 @@ from pinrec_core.data.parquet import (
     integers,
     read_batches,
 )
-from pinrec_core.data.problems import Findings
+from pinrec_core.event_log.problems import Findings
 from pinrec_core.schema import ITEM_TYPE_NAMES
 
 ITEMS = "items.parquet"

@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pinrec_core.data.problems import Findings
+from pinrec_core.event_log.problems import Findings
 
 EVENT_COLUMNS = {
     "user_id": "int64",

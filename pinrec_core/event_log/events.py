@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pinrec_core.data.parquet import (
+from pinrec_core.event_log.parquet import (
     EVENT_COLUMNS,
     OPTIONAL_EVENT_COLUMNS,
     NameCodes,
@@ -22,7 +22,7 @@ from pinrec_core.data.parquet import (
     integers,
     read_batches,
 )
-from pinrec_core.data.problems import Findings
+from pinrec_core.event_log.problems import Findings
 from pinrec_core.schema import FIRST_WALL_CLOCK_MS, ITEM_TYPE_NAMES, SEARCH_ACTION, ItemType
 from pinrec_core.text_encoder import normalize_text, query_item_id
 

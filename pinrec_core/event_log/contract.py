@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pinrec_core.data.catalog import ITEMS, Catalog, read_items
-from pinrec_core.data.events import EVENTS, EventLog, read_events, repair_events
-from pinrec_core.data.problems import Findings, Problem, raise_errors
+from pinrec_core.event_log.catalog import ITEMS, Catalog, read_items
+from pinrec_core.event_log.events import EVENTS, EventLog, read_events, repair_events
+from pinrec_core.event_log.problems import Findings, Problem, raise_errors
 from pinrec_core.schema import SEARCH_ACTION, ItemType
 
 FACTS = "dataset.json"

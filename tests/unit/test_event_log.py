@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from pinrec_core.config import Config
-from pinrec_core.data.contract import check_folder
 from pinrec_core.data.dataset import open_dataset
 from pinrec_core.errors import InvalidData
+from pinrec_core.event_log.contract import check_folder
 from pinrec_core.text_encoder import query_item_id
 from services.cli.data import data
 
