@@ -151,10 +151,10 @@ def append_events(signals: SignalServiceStub, events: Sequence[Event]) -> int:
 
 
 @pytest.fixture(scope="session")
-def live(trained, tmp_path_factory) -> Iterator[Live]:
+def live(trained, on_free_ports, tmp_path_factory) -> Iterator[Live]:
     """`pinrec up` as its users run it. At the end SIGTERM: exit code 0 and none of its processes left."""
     folder = tmp_path_factory.mktemp("live")
-    stack = stack_on_free_ports(trained, folder / "signals")
+    stack = on_free_ports(trained.releases, folder / "signals", trained.batch_view)
     log = folder / "up.log"
     with log.open("w") as file:
         up = subprocess.Popen(up_command(stack), env=quiet_environment(), stdout=file, stderr=file)
@@ -184,19 +184,23 @@ def up_command(stack: Stack) -> list[str]:
     return [sys.executable, "-m", "services.cli.main", "up", *map(str, folders), *ports]
 
 
-def stack_on_free_ports(trained: Trained, signals_data: Path) -> Stack:
-    """Skips the test where there is no Triton server."""
-    try:
-        locate()
-    except TritonMissing as error:
-        pytest.skip(error.message)
-    names = list(Stack(trained.releases, signals_data, trained.batch_view).ports())
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in names]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        ports = {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
-    return Stack(trained.releases, signals_data, trained.batch_view, **ports)
+@pytest.fixture(scope="session")
+def on_free_ports() -> Callable[[Path, Path, Path], Stack]:
+    """Folders of releases, appended events and batch view -> a stack. Skips where there is no Triton server."""
+
+    def made(releases: Path, signals_data: Path, batch_view: Path) -> Stack:
+        try:
+            locate()
+        except TritonMissing as error:
+            pytest.skip(error.message)
+        stack = Stack(releases, signals_data, batch_view)
+        with ExitStack() as held:
+            sockets = {name: held.enter_context(socket.socket()) for name in stack.ports()}
+            for one in sockets.values():
+                one.bind((stack.host, 0))
+            return replace(stack, **{name: one.getsockname()[1] for name, one in sockets.items()})
+
+    return made
 
 
 def quiet_environment() -> dict[str, str]:

@@ -1,0 +1,320 @@
+"""Processes that are killed and come back: nothing acknowledged is lost or doubled, nothing stays behind.
+
+The three processes are started one by one here; `pinrec up`, which lets one death end all, has its own tests.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from pinrec_core.data.synthetic import FIRST_ITEM_ID
+from pinrec_core.release import ServingState, write_serving_state
+from services.cli.supervisor import Process
+from services.cli.up import Stack, processes, serves
+from services.proto import signals_pb2
+from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
+from services.proto.candidates_pb2_grpc import CandidateServiceStub
+from services.proto.signals_pb2_grpc import SignalServiceStub
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+PATIENT_S = 60.0
+NUM_WRITERS = 3
+RECONNECT_QUICKLY = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.initial_reconnect_backoff_ms", 100)]
+
+
+class Part:
+    """One process of the stack, in a session of its own, started as often as the test likes."""
+
+    def __init__(self, process: Process, log: Path) -> None:
+        self.process = process
+        self.log = log
+        self.sessions: list[int] = []
+        self._popen: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """Start and wait until ready."""
+        with self.log.open("a") as file:
+            self._popen = subprocess.Popen(
+                self.process.command,
+                env=dict(self.process.environment),
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self.sessions.append(self._popen.pid)
+        assert eventually(lambda: self._popen.poll() is not None or self.process.ready()), self.last_words()
+        assert self._popen.poll() is None, self.last_words()
+
+    def end(self, how: signal.Signals) -> int:
+        """Send a signal and wait for the exit code."""
+        self._popen.send_signal(how)
+        return self._popen.wait(timeout=60)
+
+    def living(self) -> dict[int, str]:
+        """Command lines of the living processes of every start so far."""
+        return commands_of(self.sessions)
+
+    def stages(self) -> dict[str, int]:
+        """Processes of Triton's Python models by the model's name."""
+        models = {pid: re.search(r"(\w+)/1/model\.py", words) for pid, words in self.living().items()}
+        return {found[1]: pid for pid, found in models.items() if found}
+
+    def last_words(self) -> str:
+        return self.log.read_text()[-5_000:]
+
+
+def commands_of(sessions: list[int]) -> dict[int, str]:
+    """Command lines of the living processes of some sessions; a zombie is not alive."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            state, _, _, session = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:4]
+            if int(session) in sessions and state != "Z":
+                found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:  # not a process, or gone meanwhile
+            continue
+    return found
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Poll for two minutes: the test's own time limit, not a speed that is asserted."""
+    return any(condition() or time.sleep(0.05) for _ in range(2_400))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The three processes and a client of each service."""
+
+    stack: Stack
+    signals: Part
+    triton: Part
+    gateway: Part
+    candidate_stub: CandidateServiceStub
+    signal_stub: SignalServiceStub
+
+    def ask(self, user_id: int, **changes) -> GetCandidatesResponse:
+        fields = {"surface": "home", "budget": {"save": 1.0, "click": 1.0}, "num_candidates": 10}
+        request = GetCandidatesRequest(user_id=user_id, **{**fields, **changes})
+        return self.candidate_stub.GetCandidates(request, timeout=PATIENT_S)
+
+    def failure(self, user_id: int = 1) -> grpc.RpcError:
+        with pytest.raises(grpc.RpcError) as raised:
+            self.ask(user_id)
+        return raised.value
+
+    def append(self, user_id: int, item: int, now_ms: int) -> None:
+        """One event, whose id makes a repeated delivery the same event."""
+        event = signals_pb2.Event(
+            user_id=user_id,
+            item_id=FIRST_ITEM_ID + item,
+            item_type="pin",
+            action="save",
+            surface="home",
+            timestamp_ms=now_ms + item,
+            event_id=item + 1,
+        )
+        reply = self.signal_stub.AppendEvents(signals_pb2.AppendEventsRequest(events=[event]), timeout=10)
+        assert reply.acknowledged == 1
+
+    def stored(self, user_id: int) -> list[int]:
+        """Items of every stored event of a user, oldest first."""
+        message = signals_pb2.GetHistoriesRequest(release=1, requests=[signals_pb2.HistoryRequest(user_id=user_id)])
+        history = self.signal_stub.GetHistories(message, timeout=10).histories[0]
+        return (np.frombuffer(history.seen_item_ids, "<i8") - FIRST_ITEM_ID).tolist()
+
+    def is_serving(self) -> bool:
+        return serves(f"{self.stack.host}:{self.stack.gateway_port}")
+
+
+@pytest.fixture(scope="module")
+def parts(trained, on_free_ports, tmp_path_factory) -> Iterator[Parts]:
+    """Everything running, on releases of its own. At the end SIGTERM to each: exit code 0, and no process is left."""
+    folder = tmp_path_factory.mktemp("faults")
+    shutil.copytree(trained.releases, folder / "releases")
+    write_serving_state(folder / "releases", ServingState(1, (1,)))
+    stack = on_free_ports(folder / "releases", folder / "signals", trained.batch_view)
+    signals, triton, gateway = (Part(each, folder / f"{each.name}.log") for each in processes(stack))
+    try:
+        for part in (signals, triton, gateway):
+            part.start()
+        with ExitStack() as channels:
+            to_gateway, to_signals = (
+                channels.enter_context(grpc.insecure_channel(f"{stack.host}:{port}", RECONNECT_QUICKLY))
+                for port in (stack.gateway_port, stack.signals_port)
+            )
+            stubs = CandidateServiceStub(to_gateway), SignalServiceStub(to_signals)
+            yield Parts(stack, signals, triton, gateway, *stubs)
+        codes = {part.process.name: part.end(signal.SIGTERM) for part in (gateway, triton, signals)}
+        assert codes == {"gateway": 0, "triton": 0, "signals": 0}
+        assert not commands_of(gateway.sessions + triton.sessions + signals.sessions)
+    finally:
+        for pid in commands_of(gateway.sessions + triton.sessions + signals.sessions):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def now_ms(trained) -> int:
+    return trained.dataset.watermark_ms + 1_000
+
+
+def test_a_killed_gateway_comes_back_and_nothing_is_lost(parts, now_ms):
+    user = 5_000_001
+    parts.append(user, 0, now_ms)
+    before = parts.ask(user)
+    assert parts.gateway.end(signal.SIGKILL) == -signal.SIGKILL
+    assert parts.failure(user).code() is grpc.StatusCode.UNAVAILABLE
+    parts.append(user, 1, now_ms)
+    parts.gateway.start()
+    after = parts.ask(user)
+    assert (before.realtime_events, after.realtime_events) == (1, 2)
+    assert len(after.candidates) == 10
+    assert len(parts.gateway.living()) == 1
+
+
+def test_a_gateway_killed_under_load_fails_calls_and_hangs_none(parts):
+    with ThreadPoolExecutor(8) as pool:
+        stop = threading.Event()
+
+        def client(user: int) -> set[grpc.StatusCode]:
+            codes = set()
+            while not stop.is_set():
+                try:
+                    parts.ask(user)
+                    codes.add(grpc.StatusCode.OK)
+                except grpc.RpcError as error:
+                    codes.add(error.code())
+            return codes
+
+        clients = [pool.submit(client, user) for user in range(1, 9)]
+        time.sleep(0.3)
+        parts.gateway.end(signal.SIGKILL)
+        parts.gateway.start()
+        time.sleep(0.3)
+        stop.set()
+        codes = set().union(*(each.result(timeout=PATIENT_S) for each in clients))
+    assert codes == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+
+
+class Writers:
+    """Threads that append events 0, 1, 2, ... of a user each, and send again what was not acknowledged."""
+
+    def __init__(self, parts: Parts, first_user: int, now_ms: int) -> None:
+        self._parts = parts
+        self._now_ms = now_ms
+        self._stop = threading.Event()
+        self.acknowledged = {first_user + place: 0 for place in range(NUM_WRITERS)}
+        self.failed = 0
+        self._pool = ThreadPoolExecutor(NUM_WRITERS)
+        self._running = [self._pool.submit(self._write, user) for user in self.acknowledged]
+
+    def _write(self, user: int) -> None:
+        while not self._stop.is_set():
+            try:
+                self._parts.append(user, self.acknowledged[user], self._now_ms)
+                self.acknowledged[user] += 1
+            except grpc.RpcError:
+                self.failed += 1
+                time.sleep(0.02)
+
+    @property
+    def total(self) -> int:
+        return sum(self.acknowledged.values())
+
+    def wait_for(self, more: int) -> None:
+        """Until so many more events are acknowledged."""
+        target = self.total + more
+        assert eventually(lambda: self.total >= target)
+
+    def end(self) -> None:
+        self._stop.set()
+        for each in self._running:
+            each.result(timeout=PATIENT_S)
+        self._pool.shutdown()
+
+
+def test_a_killed_signal_service_degrades_answers_and_loses_no_event(parts, now_ms):
+    writers = Writers(parts, 6_000_001, now_ms)
+    users = list(writers.acknowledged)
+    writers.wait_for(60)
+    assert not parts.ask(users[0]).degraded
+    for _ in range(2):
+        assert parts.signals.end(signal.SIGKILL) == -signal.SIGKILL
+        for user in (*users, 3):
+            reply = parts.ask(user)
+            assert (reply.degraded, reply.degraded_reason) == (True, "signals_unavailable")
+            assert (reply.cold_start, reply.history_length, len(reply.candidates)) == (True, 0, 10)
+        assert parts.is_serving()
+        parts.signals.start()
+        writers.wait_for(60)
+    writers.end()
+    assert writers.failed
+    for user, acknowledged in writers.acknowledged.items():
+        stored = parts.stored(user)
+        assert stored[:acknowledged] == list(range(acknowledged)), "every acknowledged event, once, in order"
+        assert stored[acknowledged:] in ([], [acknowledged]), "at most the one whose acknowledgement was lost"
+    assert eventually(lambda: not parts.ask(users[0]).degraded)
+    reply = parts.ask(users[0])
+    assert reply.realtime_events == min(writers.acknowledged[users[0]], 20)
+    assert not parts.ask(3).cold_start
+    assert len(parts.signals.living()) == 1
+
+
+def test_a_release_is_activated_while_clients_ask(parts):
+    """The gateway flips when the new release has answered; no client meets a release that is not open."""
+    releases = parts.stack.releases
+    with ThreadPoolExecutor(4) as pool:
+        stop = threading.Event()
+
+        def client(user: int) -> list[int]:
+            served = []
+            while not stop.is_set():
+                served.append(parts.ask(user).release)
+            return served
+
+        clients = [pool.submit(client, user) for user in range(1, 5)]
+        try:
+            for active in (2, 1):
+                write_serving_state(releases, ServingState(active, (1, 2)))
+                assert eventually(lambda active=active: parts.ask(9).release == active)
+            write_serving_state(releases, ServingState(1, (1,)))
+            time.sleep(1.0)
+        finally:
+            stop.set()
+        for served in (each.result(timeout=PATIENT_S) for each in clients):
+            turns = [number for place, number in enumerate(served) if place == 0 or served[place - 1] != number]
+            assert turns == [1, 2, 1]
+
+
+def test_a_dead_stage_and_a_dead_triton_are_unavailable_until_triton_is_back(parts):
+    before = parts.ask(3)
+    stages = parts.triton.stages()
+    assert set(stages) == {"fetch_signals", "embed_items", "generate", "retrieve"}
+    os.kill(stages["retrieve"], signal.SIGKILL)
+    for _ in range(2):
+        failure = parts.failure(3)
+        assert failure.code() is grpc.StatusCode.UNAVAILABLE
+        assert failure.details() == "the serving stages do not answer"
+    assert eventually(lambda: not parts.is_serving())
+    assert parts.triton.end(signal.SIGKILL) == -signal.SIGKILL
+    assert parts.failure(3).code() is grpc.StatusCode.UNAVAILABLE
+    assert eventually(lambda: not parts.triton.living()), "no stage outlives its server"
+    parts.triton.start()
+    assert eventually(parts.is_serving)
+    after = parts.ask(3)
+    assert [c.item_id for c in after.candidates] == [c.item_id for c in before.candidates]
