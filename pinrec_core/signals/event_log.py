@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pinrec_core.errors import InvalidData
+from pinrec_core.event_log.event_ids import derived_event_ids, name_hash
 from pinrec_core.schema import ITEM_TYPE_NAMES, ItemType
-from pinrec_core.signals.events import derived_event_ids, name_hash
 from pinrec_core.text_encoder import normalize_text, query_item_id
 
 _INTEGERS = ("user_id", "item_id", "timestamp_ms")
@@ -69,7 +69,7 @@ def read_event_log(folder: Path) -> EventLog:
     """Read `events.parquet`, or every Parquet file under `events/` in path order. Raises InvalidData.
 
     A search query's item id is the hash of its text, whatever the log says. Event ids that the log lacks (no column,
-    null or 0) are derived from the rows, see `events.derived_event_ids`.
+    null or 0) are derived from the rows, see `event_ids.derived_event_ids`.
     """
     actions, surfaces = Names(), Names()
     parts: list[LogColumns] = []
@@ -201,5 +201,5 @@ def _complete_ids(columns: LogColumns, actions: Names, surfaces: Names) -> NDArr
     keys = (columns.user_ids, columns.item_ids, columns.item_types, actions.hashes()[columns.actions],
             surfaces.hashes()[columns.surfaces], columns.timestamps_ms)  # fmt: skip
     event_ids = columns.event_ids.copy()
-    event_ids[nameless] = derived_event_ids([key[nameless] for key in keys])
+    event_ids[nameless] = derived_event_ids(key[nameless] for key in keys)[0]
     return event_ids

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from pinrec_core.errors import InvalidData
+from pinrec_core.event_log.event_ids import derived_event_ids, name_hash
 from pinrec_core.schema import ItemType
-from pinrec_core.signals.events import Event, decode_row, derived_event_ids, encode_row, name_hash, with_event_ids
+from pinrec_core.signals.events import Event, decode_row, encode_row, with_event_ids
 
 SAVE = Event(7, 101, ItemType.PIN, "save", "home", 1_700_000_000_000)
 GOLDEN_ID = 17482186822661794
@@ -94,4 +95,10 @@ def test_given_ids_stay_and_do_not_count_as_occurrences():
 
 def test_columns_and_events_give_the_same_ids():
     events = [SAVE, SAVE, SAVE._replace(user_id=-1), SAVE._replace(item_id=-(2**63))]
-    assert derived_event_ids(columns(*events)).tolist() == [event.event_id for event in with_event_ids(events)]
+    ids, earlier_equals = derived_event_ids(columns(*events))
+    assert ids.tolist() == [event.event_id for event in with_event_ids(events)]
+    assert earlier_equals.tolist() == [0, 1, 0, 0]
+
+
+def test_no_rows_have_no_ids():
+    assert [len(column) for column in derived_event_ids(columns())] == [0, 0]

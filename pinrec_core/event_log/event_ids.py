@@ -1,0 +1,58 @@
+"""Ids of events that came without one, the same in every process: in the log's reader and in the store of appends.
+
+An event id of 0 means "not given". The derived id is a 64-bit hash of (user_id, item_id, item_type, action, surface,
+timestamp_ms) and of the occurrence number among equal rows: of one log, or of one call for an append. So a retried
+append and the log that later holds the same event agree. `text` is left out, since a search query's item_id is already
+the hash of its text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@lru_cache(maxsize=4_096)
+def name_hash(name: str) -> int:
+    """Stable uint64 of an action's or surface's name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def derived_event_ids(keys: Iterable[NDArray[np.generic]]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Ids of rows that came without one: uint64 [n], never 0; and how many earlier rows equal each: int64 [n].
+
+    keys: the integer columns [n] user_id, item_id, item_type, hash of action, hash of surface, timestamp_ms, in this
+    order; read one by one, so that a generator holds one at a time. Equal rows are told apart by their occurrence.
+    """
+    hashes = np.zeros(1, dtype=np.uint64)
+    for key in keys:
+        hashes = _mix(hashes + _GOLDEN + key.astype(np.uint64))
+    earlier = _earlier_equals(hashes)
+    ids = _mix(hashes + earlier.view(np.uint64) * _GOLDEN)
+    ids[ids == 0] = 1
+    return ids, earlier
+
+
+def _earlier_equals(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """How many earlier rows have the same hash, int64 [n]."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    places = np.arange(len(hashes))
+    starts = np.ones(len(hashes), dtype=bool)
+    starts[1:] = ordered[1:] != ordered[:-1]
+    earlier = np.empty(len(hashes), dtype=np.int64)
+    earlier[order] = places - np.maximum.accumulate(np.where(starts, places, 0))
+    return earlier
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Finalizer of splitmix64: spreads every input bit over the whole word."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
