@@ -123,8 +123,8 @@ def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: boo
                          allocated, without duplicates
     compression_ratio    embeddings generated for one kept
 
-    `popularity` is the same list of the k x targets most engaged pins for everybody. The result is kept in
-    RUN/metrics.json and travels with an exported release.
+    `popularity@n` is the same list of the n most engaged pins for everybody, for n = k and n = k x targets (as many as a
+    request is served). The result is kept in RUN/metrics.json and travels with an exported release.
     """
     from pinrec_core.data.dataset import open_dataset
     from pinrec_core.errors import InvalidData
@@ -140,10 +140,12 @@ def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: boo
     split = dataset.split(config)
     found = evaluate_model(model, dataset, split.test, k, targets, not keep_seen, progress=not quiet)
     found |= evaluate_served(model, dataset, split.test, k, targets, not keep_seen)
-    baseline = evaluate_popularity(dataset, split.train, split.test, k, targets, not keep_seen)
+    results = {"model": found}
+    for length in (k, k * targets):
+        popularity = evaluate_popularity(dataset, split.train, split.test, length, targets, not keep_seen)
+        results[f"popularity@{length}"] = popularity
     settings = {"k": k, "num_targets": targets, "drop_seen": not keep_seen}
     add_test_metrics(run_dir, {**found, **settings})
-    results = {"model": found, "popularity": baseline}
     click.echo(json.dumps({**settings, **results}, indent=1) if as_json else table(results))
 
 
@@ -151,10 +153,10 @@ def table(columns: Mapping[str, Mapping[str, float]]) -> str:
     """Metrics as lines, one column a model."""
     names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
     ordered = sorted((n for n in names if n not in _NOT_SHOWN), key=lambda name: _PER_OUTCOME_OR_SURFACE in name)
-    lines = ["  " + f"{'':<32}" + "".join(f"{title:>12}" for title in columns)]
+    lines = ["  " + f"{'':<32}" + "".join(f"{title:>16}" for title in columns)]
     for name in ordered:
         cells = [_cell(name, metrics.get(name)) for metrics in columns.values()]
-        lines.append(f"  {name:<32}" + "".join(f"{cell:>12}" for cell in cells))
+        lines.append(f"  {name:<32}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -59,7 +59,8 @@ def test_evaluate_prints_a_table_beside_popularity_and_keeps_the_metrics(folder,
     result = pinrec("evaluate", "--run", run, "--data", folder, "--targets", 2, "--quiet")
     assert result.exit_code == 0, result.output
     for name in (
-        "popularity",
+        "popularity@10",
+        "popularity@20",
         "unordered_recall",
         "target_recall/save",
         "unordered_recall/home",
@@ -74,7 +75,7 @@ def test_evaluate_prints_json(folder, run):
     result = pinrec("evaluate", "--run", run, "--data", folder, "--k", 3, "--json", "--quiet")
     values = json.loads(result.output)
     assert (values["k"], values["num_targets"], values["drop_seen"]) == (3, 8, True)
-    assert set(values) >= {"model", "popularity"}
+    assert set(values) >= {"model", "popularity@3", "popularity@24"}
     assert 0 <= values["model"]["target_recall"] <= values["model"]["unordered_recall"] <= 1
 
 

@@ -122,15 +122,15 @@ def test_queries_that_a_user_lacks_retrieve_nothing():
 
 
 def test_no_users_give_zero():
-    found = evaluate_popularity(dataset_of(*USERS), np.array([0]), np.array([], dtype=np.int64))
+    found = evaluate_popularity(dataset_of(*USERS), np.array([0]), np.array([], dtype=np.int64), list_length=10)
     assert (found["users"], found["unordered_recall"]) == (0.0, 0.0)
 
 
 def test_popularity_counts_training_users_only():
     dataset = dataset_of(*USERS, [(2, SAVE, 1), (3, SAVE, 1)], [(9, SAVE, 1), (9, SAVE, 1)])
-    found = evaluate_popularity(dataset, np.array([2]), np.array([0]), k=1, num_targets=2)
-    assert found["target_recall"] == 1.0  # the list of 1 x 2 items is 2 and 3; item 9 is no training user's
-    found = evaluate_popularity(dataset, np.array([3]), np.array([0]), k=1, num_targets=1)
+    found = evaluate_popularity(dataset, np.array([2]), np.array([0]), list_length=2, num_targets=2)
+    assert found["target_recall"] == 1.0  # the list is 2 and 3; item 9 is no training user's
+    found = evaluate_popularity(dataset, np.array([3]), np.array([0]), list_length=1, num_targets=1)
     assert found["target_recall"] == 0.0
 
 

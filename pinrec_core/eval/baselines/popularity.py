@@ -16,13 +16,13 @@ def evaluate_popularity(
     dataset: Dataset,
     train_rows: NDArray[np.int64],
     user_rows: NDArray[np.int64],
-    k: int = 10,
+    list_length: int,
     num_targets: int = NUM_TARGETS,
     drop_seen: bool = True,
 ) -> dict[str, float]:
-    """Metrics (see `evaluate`) of one list of the `k * num_targets` most engaged pins of the training users.
+    """Metrics (see `evaluate`) of one list of the `list_length` most engaged pins of the training users.
 
-    That is as many items as `num_targets` embeddings with `k` items each can retrieve.
+    With k x num_targets it holds as many items as the embeddings of a model can retrieve at best.
     """
     corpus = Corpus.of(dataset)
     counts = _target_counts(dataset, corpus, train_rows)
@@ -31,7 +31,7 @@ def evaluate_popularity(
         return counts.expand(len(users), 1, -1).clone()
 
     users = held_out(dataset, user_rows, num_targets)
-    return measure(score, dataset, corpus, users, k * num_targets, num_targets, drop_seen, progress=False)
+    return measure(score, dataset, corpus, users, list_length, num_targets, drop_seen, progress=False)
 
 
 def _target_counts(dataset: Dataset, corpus: Corpus, train_rows: NDArray[np.int64]) -> Tensor:
