@@ -73,7 +73,7 @@ def train(
     from pinrec_core.config import config_from_dict, load_config
     from pinrec_core.data.dataset import open_dataset
     from pinrec_core.eval.evaluate import evaluate
-    from pinrec_core.train.checkpoint import load_run_config
+    from pinrec_core.train.checkpoint import load_fitted, load_run_config
     from pinrec_core.train.loop import train as run_training
 
     overrides = parse_overrides(assignments)
@@ -83,7 +83,7 @@ def train(
         raise InvalidConfig("--config is missing; allowed: a TOML file, or --resume")
     else:
         config = load_config(config_path, overrides)
-    dataset = open_dataset(data_dir, config)
+    dataset = open_dataset(data_dir, config, fitted=load_fitted(run_dir) if resume else None)
     validation = dataset.split(config).validation
     click.echo(f"{dataset.name}: {dataset.histories.num_users:,} users, {dataset.histories.num_events:,} events")
     result = run_training(
@@ -123,20 +123,17 @@ def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: boo
                          allocated, without duplicates
     compression_ratio    embeddings generated for one kept
 
-    `popularity@n` is the same list of the n most engaged pins for everybody, for n = k and n = k x targets (as many as a
-    request is served). The result is kept in RUN/metrics.json and travels with an exported release.
+    `popularity@n` is the same list of the n most engaged pins for everybody, for n = k and n = k x targets (as many as
+    a request is served). The result is kept in RUN/metrics.json and travels with an exported release.
     """
     from pinrec_core.data.dataset import open_dataset
-    from pinrec_core.errors import InvalidData
     from pinrec_core.eval.baselines.popularity import evaluate_popularity
     from pinrec_core.eval.evaluate import evaluate as evaluate_model
     from pinrec_core.eval.served import evaluate_served
     from pinrec_core.train.checkpoint import add_test_metrics, load_checkpoint
 
-    model, config, vocabulary = load_checkpoint(run_dir)
-    dataset = open_dataset(data_dir, config)
-    if dataset.vocabulary != vocabulary:
-        raise InvalidData(f"{data_dir.name} has another vocabulary than {run_dir.name} was trained with")
+    model, config, fitted = load_checkpoint(run_dir)
+    dataset = open_dataset(data_dir, config, fitted=fitted)
     split = dataset.split(config)
     found = evaluate_model(model, dataset, split.test, k, targets, not keep_seen, progress=not quiet)
     found |= evaluate_served(model, dataset, split.test, k, targets, not keep_seen)
