@@ -176,12 +176,20 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 raise
             except Exception as error:  # the edge: nothing that was raised may reach the client as it is
                 code, message = status_of(error)
-                await context.abort(code, message, _trailers(code))
+                await _abort(context, code, message)
             finally:
                 self._metrics.seconds.labels(method, code.name).observe(time.perf_counter() - start)
             return answer
 
         return guarded
+
+
+async def _abort(context: grpc.aio.ServicerContext, code: grpc.StatusCode, message: str) -> None:
+    """Tell the client; if it is gone (its deadline passed, it hung up), end as cancelled, which is not logged."""
+    try:
+        await context.abort(code, message, _trailers(code))
+    except grpc.aio.InternalError as error:
+        raise asyncio.CancelledError from error
 
 
 def _trailers(code: grpc.StatusCode) -> tuple[tuple[str, str], ...]:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -16,8 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client import CollectorRegistry
 
-from pinrec_core.errors import InvalidConfig, Overloaded
-from services.common.server import GrpcServer, ServerOptions
+from pinrec_core.errors import DeadlineExceeded, InvalidConfig, Overloaded
+from services.common.metrics import RpcMetrics
+from services.common.server import EdgeInterceptor, GrpcServer, ServerOptions
 from services.proto import candidates_pb2_grpc
 from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
 
@@ -76,6 +78,29 @@ async def test_answers_pass_and_are_timed(shell, channel):
     assert reply.request_id == "r"
     labels = {"method": "GetCandidates", "code": "OK"}
     assert shell[1].get_sample_value("pinrec_rpc_seconds_count", labels) == 1
+
+
+class Gone:
+    """The context of a call whose client has hung up, as gRPC answers in rare races: it cannot be told anything."""
+
+    async def abort(self, code, details, trailing_metadata):
+        raise grpc.aio.InternalError("Failed 'execute_batch'")
+
+
+async def test_an_error_for_a_client_that_is_gone_is_counted_and_ends_the_call_quietly():
+    async def late(request, context):
+        raise DeadlineExceeded("too late")
+
+    async def continuation(details):
+        return grpc.unary_unary_rpc_method_handler(late)
+
+    registry = CollectorRegistry()
+    details = SimpleNamespace(method=f"/{SERVICE}/GetCandidates")
+    guarded = await EdgeInterceptor(RpcMetrics(registry)).intercept_service(continuation, details)
+    with pytest.raises(asyncio.CancelledError):
+        await guarded.unary_unary(GetCandidatesRequest(), Gone())
+    labels = {"method": "GetCandidates", "code": "DEADLINE_EXCEEDED"}
+    assert registry.get_sample_value("pinrec_rpc_seconds_count", labels) == 1
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
