@@ -17,34 +17,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
-import torch
 
-from pinrec_core.config import Config, load_config
-from pinrec_core.data.dataset import Dataset, open_dataset
-from pinrec_core.data.synthetic import SyntheticSpec, SyntheticWorld
-from pinrec_core.eval.evaluate import evaluate
-from pinrec_core.model.pinrec import PinRec
-from pinrec_core.recommend import Stages
 from pinrec_core.release import Release, ServingState, open_release, write_serving_state
 from pinrec_core.schema import ITEM_TYPE_NAMES
-from pinrec_core.signals.batch_view import compile_batch_view
 from pinrec_core.signals.events import Event
 from pinrec_core.signals.realtime import MemoryHistoryStore
-from pinrec_core.train.checkpoint import load_checkpoint
-from pinrec_core.train.export import export
-from pinrec_core.train.loop import train
 from services.cli.up import Stack, serves
 from services.proto import signals_pb2
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 from services.proto.signals_pb2_grpc import SignalServiceStub
 from services.triton.tools import TritonMissing, locate
+
+if TYPE_CHECKING:  # torch and faiss are imported only where a fixture needs them: most tests start without
+    from pinrec_core.config import Config
+    from pinrec_core.data.dataset import Dataset
+    from pinrec_core.recommend import Stages
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTCOMES = ("share", "save", "comment", "click")
@@ -75,6 +66,19 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Trained:
     """200 users, 300 items, three surfaces, four outcomes; one model, briefly trained, under two indexes."""
+    import torch
+
+    from pinrec_core.config import load_config
+    from pinrec_core.data.dataset import open_dataset
+    from pinrec_core.data.synthetic import SyntheticSpec, SyntheticWorld
+    from pinrec_core.eval.evaluate import evaluate
+    from pinrec_core.model.pinrec import PinRec
+    from pinrec_core.signals.batch_view import compile_batch_view
+    from pinrec_core.train.checkpoint import load_checkpoint
+    from pinrec_core.train.export import export
+    from pinrec_core.train.loop import train
+
+    torch.set_num_threads(1)  # as the stack's stages: sums in the same order
     root = tmp_path_factory.mktemp("trained")
     SyntheticWorld(SyntheticSpec(users=200, items=300, events=8_000)).write(root / "data")
     refine_actions(root / "data" / "events.parquet")
@@ -82,12 +86,12 @@ def trained(tmp_path_factory) -> Trained:
     dataset = open_dataset(root / "data", config)
     validation = dataset.split(config).validation
     train(config, dataset, root / "run", lambda model: evaluate(model, dataset, validation), progress=False)
-    model, config, vocabulary = load_checkpoint(root / "run")
-    assert export(model, vocabulary, dataset, root / "releases") == FLAT
+    model, config, fitted = load_checkpoint(root / "run")
+    assert export(model, dataset, root / "releases") == FLAT
     probed = replace(config, retrieve=replace(config.retrieve, kind="ivf_hnsw"))
-    twin = PinRec(probed, vocabulary, dataset.items.content.shape[1])
+    twin = PinRec(probed, fitted.vocabulary, dataset.items.content.shape[1])
     twin.load_state_dict(model.state_dict())
-    assert export(twin, vocabulary, dataset, root / "releases") == IVF_HNSW
+    assert export(twin, dataset, root / "releases") == IVF_HNSW
     write_serving_state(root / "releases", ServingState(FLAT, (FLAT, IVF_HNSW)))
     compile_batch_view(root / "data", root / "view")
     return Trained(dataset, config, root / "releases", root / "view")
@@ -95,13 +99,17 @@ def trained(tmp_path_factory) -> Trained:
 
 def refine_actions(path: Path) -> None:
     """Make rarer actions of every fifth save (share) and every fourth click (comment): budgets of four outcomes."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     events = pq.read_table(path)
     place = np.arange(len(events))
     action = events["action"].to_numpy(zero_copy_only=False)
     action = np.where((action == "save") & (place % 5 == 0), "share", action)
     action = np.where((action == "click") & (place % 4 == 0), "comment", action)
+    assert set(action) == {*OUTCOMES, "search"}
     column = pa.array(action, pa.string())
-    assert set(pc.unique(column).to_pylist()) == {*OUTCOMES, "search"}
     pq.write_table(events.set_column(events.schema.get_field_index("action"), "action", column), path)
 
 
@@ -141,6 +149,8 @@ class Live:
 
     def stages(self, number: int) -> Stages:
         """A release opened in this process, over the same events."""
+        from pinrec_core.recommend import Stages
+
         return Stages.open(self.trained.release(number), self.trained.batch_view, self.mirror)
 
 
@@ -204,14 +214,8 @@ def on_free_ports() -> Callable[[Path, Path, Path], Stack]:
 
 
 def quiet_environment() -> dict[str, str]:
-    """One thread a stage, as this process uses for its own."""
+    """One thread a stage, and each line in the log when it is printed."""
     return {**os.environ, "PINREC_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    """Sums in the order of the stack's stages, and no more cores than there are."""
-    torch.set_num_threads(1)
 
 
 def eventually(condition: Callable[[], bool], tries: int = 1_200) -> bool:
