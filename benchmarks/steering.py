@@ -1,9 +1,9 @@
 """Does a budget steer, or only label? The paper's Figures 6 and 7, simulated on the synthetic world.
 
-Trains uc, oc and mt_oc on the same seeded world and prints: unordered recall@10 of each (Eq. 6); for the conditioned ones
-how the planted save and click rates of what they return move as the budget goes from clicks to saves; how many items the
-two outcomes' lists share; and how often each variant covers both of two interleaved interests (paper, appendix A.1).
-Every variant generates the same number of embeddings a request.
+Trains uc, oc and mt_oc on the same seeded world and prints: unordered recall@10 of each (Eq. 6); for the conditioned
+ones how the planted save and click rates of what they return move as the budget goes from clicks to saves; how many
+items the two outcomes' lists share; and how often each variant covers both of two interleaved interests (paper,
+appendix A.1). Every variant generates the same number of embeddings a request.
 
     python -m benchmarks.steering --work work/steering --report docs
 """
@@ -110,9 +110,9 @@ def prepare(variant: str, world: SyntheticWorld, work: Path, base: Config) -> Tr
     if not (folder / "run" / "metrics.json").exists():
         click.secho(f"training {variant}", bold=True)
         train(config, dataset, folder / "run", lambda model: evaluate(model, dataset, split.validation))
-    model, config, vocabulary = load_checkpoint(folder / "run")
+    model, config, _ = load_checkpoint(folder / "run")
     recall = evaluate(model, dataset, split.test)
-    number = export(model, vocabulary, dataset, folder / "releases")
+    number = export(model, dataset, folder / "releases")
     compile_batch_view(work / "data", folder / "view")
     store = MemoryHistoryStore()
     stages = Stages.open(open_release(folder / "releases", number), folder / "view", store)
@@ -219,8 +219,8 @@ def table(results: dict[str, dict[str, Any]]) -> list[str]:
             continue
         lines += ["", f"{variant}: planted rates of what is returned, by the budget's share of saves"]
         lines += [
-            f"  save {point['save_share']:.2f}   save rate {point['save_rate']:.4f}   click rate {point['click_rate']:.4f}"
-            for point in result["sweep"]
+            f"  save {p['save_share']:.2f}   save rate {p['save_rate']:.4f}   click rate {p['click_rate']:.4f}"
+            for p in result["sweep"]
         ]
         lines.append(f"  items shared by the two pure budgets: {result['shared_by_pure_budgets']:.1%}")
     return lines

@@ -42,7 +42,10 @@ _CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class ItemTable:
-    """Every item that a release knows: sorted int64 `ids` [N], uint8 `types` [N], int8 `content` [N, D_sem] + `scale` [N]."""
+    """Every item that a release knows.
+
+    ids int64 [N] sorted, types uint8 [N], content int8 [N, D_sem] with scale float32 [N].
+    """
 
     ids: NDArray[np.int64]
     types: NDArray[np.uint8]
@@ -94,7 +97,7 @@ class Release:
 
     @cached_property
     def popular(self) -> NDArray[np.int64]:
-        """int64 [num_surfaces + 1, A, P]: most engaged pins by (surface code, outcome), padded with -1; surface 0 = all."""
+        """Most engaged pins by (surface code, outcome): int64 [num_surfaces + 1, A, P], -1 padded; surface 0 = all."""
         return open_array(self.path / "popular" / "ids.npy")
 
     @cached_property
@@ -150,7 +153,10 @@ def list_releases(root: Path) -> list[int]:
 
 
 def open_release(root: Path, number: int, verify: bool = True) -> Release:
-    """Open `root/number`. With `verify`, every file's size and sha256 is checked. Raises InvalidRelease saying what is wrong."""
+    """Open `root/number`; with `verify`, every file's size and sha256 is checked.
+
+    Raises InvalidRelease with the reason.
+    """
     path = root / str(number)
     manifest = _read_json(path / "manifest.json", f"release {number}")
     if manifest.get("format") != FORMAT:
@@ -201,6 +207,19 @@ def serving_state(root: Path) -> ServingState:
     """Read `serving.json`. Raises InvalidRelease if there is none yet."""
     values = _read_json(root / "serving.json", "serving state")
     return ServingState(active=int(values["active"]), open=tuple(int(n) for n in values["open"]))
+
+
+def activate(root: Path, number: int) -> ServingState:
+    """Verify release `number` and make it the active one; the one that was active stays open beside it.
+
+    Raises InvalidRelease, and changes nothing, if the release is not whole.
+    """
+    open_release(root, number, verify=True)
+    first = not (root / "serving.json").exists()
+    before = () if first else (serving_state(root).active,)
+    state = ServingState(active=number, open=(*(n for n in before if n != number), number))
+    write_serving_state(root, state)
+    return state
 
 
 def write_serving_state(root: Path, state: ServingState) -> None:

@@ -8,9 +8,10 @@ space; where they bring embeddings without text, it is the plain encoder of the 
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,12 @@ from pinrec_core.text_encoder import TextEncoder
 _FIT_TEXTS = 50_000
 """Items from which the text encoder learns where embeddings lie."""
 
-log = logging.getLogger(__name__)
+
+class Fitted(NamedTuple):
+    """What a data set was read into, and a model trained on it is bound to."""
+
+    vocabulary: Vocabulary
+    text_encoder: TextEncoder
 
 
 @dataclass(frozen=True)
@@ -41,26 +47,44 @@ class Dataset:
     vocabulary: Vocabulary
     histories: Histories
     items: ItemTable
-    """Pins of items.parquet and the search queries seen, by ascending id."""
+    """Pins of items.parquet and the search queries seen, by ascending id; a history may hold pins that it lacks."""
     titles: dict[int, str]
     """Item id -> words to show a person; items without any are absent."""
     text_encoder: TextEncoder
     watermark_ms: int
     """Newest timestamp of the log."""
-    repairs: tuple[Problem, ...] = ()
-    """What was wrong with the folder and put right."""
+    findings: tuple[Problem, ...] = ()
+    """Repairs and notices of the folder."""
+
+    @property
+    def fitted(self) -> Fitted:
+        """Vocabulary and text encoder, which a model of this data set needs with any newer log."""
+        return Fitted(self.vocabulary, self.text_encoder)
+
+    @cached_property
+    def target_outcomes(self) -> NDArray[np.int32]:
+        """Outcome index of each event of the histories, -1 where it is no target: int32 [E].
+
+        A target is a pin that `items` lists, engaged with one of the outcomes; any other event is context.
+        """
+        h = self.histories
+        outcomes = self.vocabulary.outcome_of_action[h.actions]
+        outcomes[h.item_types != ItemType.PIN] = -1
+        candidates = np.flatnonzero(outcomes >= 0)
+        outcomes[candidates[self.items.rows(h.item_ids[candidates]) < 0]] = -1
+        return outcomes
 
     def popular(self, per_list: int) -> NDArray[np.int64]:
         """Most engaged pins: int64 [num_surfaces + 1, A, per_list].
 
-        Most events of the outcome first, ties to the lower id. Surface row 0 counts all surfaces, events of unknown
+        Most targets of the outcome first, ties to the lower id. Surface row 0 counts all surfaces, events of unknown
         surface too. Short lists are padded with -1.
         """
         h, v = self.histories, self.vocabulary
         result = np.full((len(v.surfaces) + 1, len(v.outcomes), per_list), -1, dtype=np.int64)
-        outcome = v.outcome_of_action[h.actions]
-        counted = np.flatnonzero((outcome >= 0) & (h.item_types == ItemType.PIN))
-        outcome, surface, row = outcome[counted], h.surfaces[counted], self.items.rows(h.item_ids[counted])
+        targets = np.flatnonzero(self.target_outcomes >= 0)
+        outcome, surface = self.target_outcomes[targets], h.surfaces[targets]
+        row = self.items.rows(h.item_ids[targets])
         for a in range(len(v.outcomes)):
             for s in range(len(v.surfaces) + 1):
                 chosen = (outcome == a) & ((surface == s) | (s == 0))
@@ -71,23 +95,28 @@ class Dataset:
         return result
 
     def split(self, config: Config) -> Split:
-        """`split_users`, without the users who have fewer than `data.min_history` target events."""
-        enough = self.histories.count_targets(self.vocabulary.outcome_of_action) >= config.data.min_history
+        """`split_users`, without the users who have fewer than `data.min_history` targets."""
+        enough = self.histories.count_by_user(self.target_outcomes >= 0) >= config.data.min_history
         sides = split_users(self.histories.user_ids, config.data)
         return Split(*(side[enough[side]] for side in (sides.train, sides.validation, sides.test)))
 
 
-def open_dataset(folder: Path, config: Config, progress: bool = False) -> Dataset:
-    """Read a folder in the event-log contract (event_log/contract.py). Repairs are counted and logged.
+def open_dataset(folder: Path, config: Config, progress: bool = False, fitted: Fitted | None = None) -> Dataset:
+    """Read a folder in the event-log contract (event_log/contract.py). Repairs and notices are counted and logged.
 
-    Raises InvalidData if the folder breaks the contract or lacks a configured outcome.
+    The vocabulary and the text encoder are made from the folder, unless a trained model's are given as `fitted`: a
+    newer log then lands in the codes and the content space that the model knows. Raises InvalidData if the folder
+    breaks the contract, lacks a configured outcome or brings embeddings of another width than the fitted encoder's.
     """
     loaded = load_folder(Path(folder), progress)
-    for repair in loaded.repairs:
-        log.warning("%s: %s", loaded.facts.name, repair)
-    vocabulary = _vocabulary(loaded.events, loaded.facts, config)
+    if fitted is None:
+        encoder = _fit_text_encoder(loaded.items, loaded.events.query_texts, config)
+        fitted = Fitted(_vocabulary(loaded.events, loaded.facts, config), encoder)
+    vocabulary, encoder = fitted
+    if loaded.items.content is not None and loaded.items.content.shape[1] != encoder.dim:
+        width = loaded.items.content.shape[1]
+        raise InvalidData(f"items.parquet: column embedding has width {width}; allowed: the model's {encoder.dim}")
     histories = _histories(loaded.events, vocabulary)
-    encoder = _fit_text_encoder(loaded.items, loaded.events.query_texts, config)
     items = _item_table(loaded.items, loaded.events.query_texts, encoder)
     return Dataset(
         name=loaded.facts.name,
@@ -97,24 +126,25 @@ def open_dataset(folder: Path, config: Config, progress: bool = False) -> Datase
         titles={**loaded.items.titles, **loaded.events.query_texts},
         text_encoder=encoder,
         watermark_ms=int(histories.timestamps_ms.max()),
-        repairs=loaded.repairs,
+        findings=loaded.findings,
     )
 
 
 def _vocabulary(events: EventLog, facts: DatasetFacts, config: Config) -> Vocabulary:
+    """Outcomes are actions of listed pins; the others' actions are context."""
     is_pin = events.item_types == ItemType.PIN
-    counts = np.bincount(events.actions[is_pin], minlength=len(events.action_names))
-    occurring = [name for name, count in zip(events.action_names, counts, strict=True) if count]
-    by_rarity = sorted(occurring, key=lambda name: (counts[events.action_names.index(name)], name))
+    assert events.listed is not None, "the folder was read with its items"
+    counts = _name_counts(events.actions[is_pin & events.listed], events.action_names)
+    by_rarity = sorted(counts, key=lambda name: (counts[name], name))
     outcomes = config.data.outcomes or facts.outcomes or tuple(by_rarity)
     for outcome in outcomes:
-        if outcome not in occurring:
+        if outcome not in counts:
             raise InvalidData(f"data.outcomes has {outcome!r}, which no pin of {facts.name} has; actions: {by_rarity}")
     used = np.unique(events.surfaces)
     surfaces = tuple(sorted({events.surface_names[code] for code in used} - {UNKNOWN_SURFACE}))
     searched = {events.surface_names[code] for code in np.unique(events.surfaces[~is_pin])} - {UNKNOWN_SURFACE}
     search_surfaces = facts.search_surfaces or tuple(sorted(searched))
-    others = sorted(set(occurring) - set(outcomes))
+    others = sorted(set(_name_counts(events.actions[is_pin], events.action_names)) - set(outcomes))
     search = [SEARCH_ACTION] if search_surfaces or not is_pin.all() else []
     return Vocabulary(
         positive_actions=outcomes,
@@ -125,9 +155,15 @@ def _vocabulary(events: EventLog, facts: DatasetFacts, config: Config) -> Vocabu
     )
 
 
+def _name_counts(codes: NDArray[np.int32], names: list[str]) -> dict[str, int]:
+    """How often each name occurs; names that do not are left out."""
+    counts = np.bincount(codes, minlength=len(names)).tolist()
+    return {name: count for name, count in zip(names, counts, strict=True) if count}
+
+
 def _histories(events: EventLog, vocabulary: Vocabulary) -> Histories:
     """Events are sorted by user and time already; names turn into vocabulary codes."""
-    user_ids, first = np.unique(events.user_ids, return_index=True)
+    user_ids, offsets = events.by_user()
     action_codes = np.array([vocabulary.action_code(name) for name in events.action_names], dtype=np.int32)
     surface_codes = np.array(
         [UNKNOWN_CODE if name == UNKNOWN_SURFACE else vocabulary.surface_code(name) for name in events.surface_names],
@@ -135,7 +171,7 @@ def _histories(events: EventLog, vocabulary: Vocabulary) -> Histories:
     )
     return Histories(
         user_ids=user_ids,
-        offsets=np.append(first, len(events)).astype(np.int64),
+        offsets=offsets,
         item_ids=events.item_ids,
         item_types=events.item_types.astype(np.uint8),
         actions=action_codes[events.actions],

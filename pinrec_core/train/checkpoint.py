@@ -1,7 +1,8 @@
 """A training run on disk, without pickle; every file is written beside its place and renamed into it.
 
 run_dir/
-  config.json  vocabulary.json  dataset.json     what defines the run
+  config.json  dataset.json                      what defines the run
+  vocabulary.json  text_encoder/                 what its model is bound to
   model.safetensors                              best weights so far, by validation
   last.safetensors                               newest weights, optimizer state and progress, in one file: one
                                                  rename is one checkpoint
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,20 +24,24 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pinrec_core.config import Config, config_from_dict
+from pinrec_core.data.dataset import Fitted
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.schema import Vocabulary
+from pinrec_core.text_encoder import TextEncoder
 
 METRICS = "metrics.json"
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
-def save_run(run_dir: Path, config: Config, vocabulary: Vocabulary, dataset_facts: Mapping[str, Any]) -> None:
-    """Write what defines a run. `dataset_facts` holds at least `content_dim`."""
+def save_run(run_dir: Path, config: Config, fitted: Fitted, dataset_facts: Mapping[str, Any]) -> None:
+    """Write what defines a run."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "config.json", config.to_dict())
-    write_json(run_dir / "vocabulary.json", vocabulary.to_dict())
+    write_json(run_dir / "vocabulary.json", fitted.vocabulary.to_dict())
     write_json(run_dir / "dataset.json", dataset_facts)
+    shutil.rmtree(run_dir / "text_encoder", ignore_errors=True)
+    fitted.text_encoder.save(run_dir / "text_encoder")
 
 
 def save_weights(run_dir: Path, model: PinRec) -> None:
@@ -72,13 +78,21 @@ def load_weights(run_dir: Path, model: PinRec) -> None:
     model.load_state_dict(_load(run_dir / "model.safetensors"))
 
 
-def load_checkpoint(run_dir: Path) -> tuple[PinRec, Config, Vocabulary]:
-    """The best model of a run, in evaluation mode on the CPU, with what it was trained with. Raises InvalidConfig."""
-    config = load_run_config(run_dir)
-    vocabulary = Vocabulary.from_dict(_read_json(run_dir / "vocabulary.json"))
-    model = PinRec(config, vocabulary, content_dim=int(_read_json(run_dir / "dataset.json")["content_dim"]))
+def load_checkpoint(run_dir: Path) -> tuple[PinRec, Config, Fitted]:
+    """The best model of a run, in evaluation mode on the CPU, with what it was trained with.
+
+    Raises InvalidConfig if the folder is no run, InvalidRelease if its text encoder cannot be read.
+    """
+    config, fitted = load_run_config(run_dir), load_fitted(run_dir)
+    model = PinRec(config, fitted.vocabulary, fitted.text_encoder.dim)
     load_weights(run_dir, model)
-    return model.eval(), config, vocabulary
+    return model.eval(), config, fitted
+
+
+def load_fitted(run_dir: Path) -> Fitted:
+    """The vocabulary and text encoder of a run. Raises as `load_checkpoint`."""
+    vocabulary = Vocabulary.from_dict(_read_json(run_dir / "vocabulary.json"))
+    return Fitted(vocabulary, TextEncoder.load(run_dir / "text_encoder"))
 
 
 def load_run_config(run_dir: Path) -> Config:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tqdm import tqdm
 
 from pinrec_core import codec
@@ -24,7 +24,7 @@ from pinrec_core.model.inputs import collate
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import ReleaseFacts, publish
 from pinrec_core.retrieve.index import build_index
-from pinrec_core.schema import ItemType, Vocabulary
+from pinrec_core.schema import ItemType
 
 _ITEMS_A_CALL = 8_192
 _QUERY_USERS = 256
@@ -32,20 +32,22 @@ _QUERY_USERS = 256
 
 def export(
     model: PinRec,
-    vocabulary: Vocabulary,
     dataset: Dataset,
     releases: Path,
     metrics: Mapping[str, Any] | None = None,
     id_shards: int = 1,
 ) -> int:
-    """Publish `model` over `dataset`'s items as the next release under `releases`; returns its number."""
+    """Publish `model` over `dataset`'s items as the next release under `releases`; returns its number.
+
+    `dataset` is the one that the model was trained on, or a newer log opened with the run's `Fitted`.
+    """
     model = model.eval().cpu().float()
     made_by = fingerprint(model)
 
     def write(folder: Path) -> None:
         assert model.id_embedding is not None
         decoder = {k: v for k, v in model.state_dict().items() if not k.startswith("id_embedding.")}
-        save_file({k: v.contiguous() for k, v in decoder.items()}, folder / "decoder.safetensors")
+        (folder / "decoder.safetensors").write_bytes(save({k: v.contiguous() for k, v in decoder.items()}))
         export_id_embedding(model.id_embedding, folder, id_shards)
         dataset.items.save(folder / "items")
         dataset.text_encoder.save(folder / "text_encoder")
@@ -56,7 +58,7 @@ def export(
         queries = generated_queries(model, dataset)
         build_index(np.asarray(dataset.items.ids)[pins], vectors, model.config.retrieve, folder / "index", queries)
         (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1))
-        (folder / "vocabulary.json").write_text(json.dumps(vocabulary.to_dict(), indent=1))
+        (folder / "vocabulary.json").write_text(json.dumps(dataset.vocabulary.to_dict(), indent=1))
 
     facts = ReleaseFacts(
         item_embedder=made_by,

@@ -169,7 +169,7 @@ def train(
     if resume:
         _check_same(config, checkpoint.load_run_config(run_dir))
         state = Progress(**checkpoint.load_last(run_dir, trainer.model, trainer.optimizer))
-    checkpoint.save_run(run_dir, config, dataset.vocabulary, _facts(dataset))
+    checkpoint.save_run(run_dir, config, dataset.fitted, _facts(dataset))
     stopped_by = _run(trainer, state, run_dir, evaluate, progress)
     return TrainResult(state.step, state.best_step, state.best, state.seconds, stopped_by)
 

@@ -12,10 +12,15 @@ _NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.command()
 @click.option("--run", "run_dir", required=True, type=_FOLDER, help="What `pinrec train` wrote.")
-@click.option("--data", "data_dir", required=True, type=_FOLDER, help="The event log it was trained on.")
+@click.option("--data", "data_dir", required=True, type=_FOLDER, help="The event log, or a newer one.")
 @click.option("--releases", default="work/releases", show_default=True, type=_NEW_FOLDER, help="Folder of releases.")
 @click.option("--id-shards", default=1, show_default=True, help="Files that the ID table is cut into, by row range.")
-@click.option("--activate/--no-activate", default=True, show_default=True, help="Make it the release that is served.")
+@click.option(
+    "--activate/--no-activate",
+    default=True,
+    show_default=True,
+    help="Make it the release that is served; the one before stays open.",
+)
 def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, activate: bool) -> None:
     """Publish a trained model as the next release.
 
@@ -24,14 +29,14 @@ def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, activa
     --data, so exporting again with a newer event log refreshes the corpus without training.
     """
     from pinrec_core.data.dataset import open_dataset
-    from pinrec_core.release import ServingState, write_serving_state
-    from pinrec_core.train import export as exporter
+    from pinrec_core.release import activate as activate_release
     from pinrec_core.train.checkpoint import load_checkpoint, load_metrics
+    from pinrec_core.train.export import export as export_release
 
-    model, config, vocabulary = load_checkpoint(run_dir)
-    dataset = open_dataset(data_dir, config)
-    number = exporter.export(model, vocabulary, dataset, releases, load_metrics(run_dir), id_shards)
+    model, config, fitted = load_checkpoint(run_dir)
+    dataset = open_dataset(data_dir, config, fitted=fitted)
+    number = export_release(model, dataset, releases, load_metrics(run_dir), id_shards)
     click.echo(f"release {number} published under {releases}")
     if activate:
-        write_serving_state(releases, ServingState(active=number, open=(number,)))
-        click.echo(f"release {number} is active")
+        state = activate_release(releases, number)
+        click.echo(f"release {state.active} is active; open: {', '.join(map(str, state.open))}")

@@ -7,15 +7,9 @@ from pathlib import Path
 
 import click
 
+from pinrec_core import release as releases
 from pinrec_core.errors import InvalidRelease
-from pinrec_core.release import (
-    Release,
-    ServingState,
-    list_releases,
-    open_release,
-    serving_state,
-    write_serving_state,
-)
+from pinrec_core.release import Release, ServingState, list_releases, open_release, serving_state
 from services.cli.options import releases_option
 
 
@@ -61,11 +55,8 @@ def activate(number: int, root: Path) -> None:
     The stages open it beside the active one; each gateway goes on admitting requests for the old one until the new
     one has answered a canary request, then flips. Activating the old number goes back.
     """
-    open_release(root, number, verify=True)
-    before = _state(root)
-    kept = () if before is None or before.active == number else (before.active,)
-    write_serving_state(root, ServingState(active=number, open=(*kept, number)))
-    click.echo(f"release {number} is active; open: {', '.join(map(str, (*kept, number)))}")
+    state = releases.activate(root, number)
+    click.echo(f"release {state.active} is active; open: {', '.join(map(str, state.open))}")
 
 
 def _state(root: Path) -> ServingState | None:

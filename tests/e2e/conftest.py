@@ -49,7 +49,7 @@ def world(tmp_path_factory) -> World:
     for seed in (1, 2, 3):
         torch.manual_seed(seed)
         model = PinRec(config, dataset.vocabulary, dataset.items.content.shape[1])
-        export(model, dataset.vocabulary, dataset, root / "releases")
+        export(model, dataset, root / "releases")
     weights = root / "releases" / "3" / "decoder.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     write_serving_state(root / "releases", ServingState(1, (1,)))

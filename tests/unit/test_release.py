@@ -11,6 +11,7 @@ from pinrec_core.release import (
     ItemTable,
     ReleaseFacts,
     ServingState,
+    activate,
     list_releases,
     open_release,
     publish,
@@ -94,6 +95,19 @@ def test_a_release_under_another_number_is_refused(tmp_path):
     (tmp_path / "1").rename(tmp_path / "9")
     with pytest.raises(InvalidRelease, match="manifest of release 1"):
         open_release(tmp_path, 9)
+
+
+def test_activation_keeps_the_one_before_open_and_refuses_a_broken_one(tmp_path):
+    for _ in range(3):
+        publish(tmp_path, FACTS, write)
+    assert activate(tmp_path, 1) == ServingState(active=1, open=(1,))
+    assert activate(tmp_path, 2) == ServingState(active=2, open=(1, 2))
+    assert activate(tmp_path, 2) == ServingState(active=2, open=(2,))
+    assert activate(tmp_path, 1) == ServingState(active=1, open=(2, 1))
+    (tmp_path / "3/vocabulary.json").unlink()
+    with pytest.raises(InvalidRelease, match="release 3"):
+        activate(tmp_path, 3)
+    assert serving_state(tmp_path).active == 1
 
 
 def test_serving_state(tmp_path):

@@ -173,8 +173,10 @@ def test_the_ablations_train(dataset, tmp_path, changes):
 def test_a_checkpoint_comes_back_whole(dataset, tmp_path):
     config = config_of()
     train(config, dataset, tmp_path, recall(0.5), progress=False)
-    model, loaded, vocabulary = load_checkpoint(tmp_path)
-    assert (loaded, vocabulary) == (config, dataset.vocabulary)
+    model, loaded, fitted = load_checkpoint(tmp_path)
+    assert (loaded, fitted.vocabulary) == (config, dataset.vocabulary)
+    texts = ["red bicycle", "blue sky"]
+    np.testing.assert_array_equal(fitted.text_encoder.encode(texts), dataset.text_encoder.encode(texts))
     assert load_run_config(tmp_path) == config
     assert not model.training
     stored = weights(tmp_path, "model")
@@ -184,7 +186,8 @@ def test_a_checkpoint_comes_back_whole(dataset, tmp_path):
         "num_events": NUM_USERS * LENGTH, "num_items": NUM_ITEMS,
     }  # fmt: skip
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "config.json", "dataset.json", "last.safetensors", "metrics.json", "model.safetensors", "vocabulary.json",
+        "config.json", "dataset.json", "last.safetensors", "metrics.json", "model.safetensors", "text_encoder",
+        "vocabulary.json",
     ]  # fmt: skip
 
 

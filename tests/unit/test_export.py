@@ -1,0 +1,103 @@
+"""Export: a release from a trained model; from a newer log, in the codes and content space that the model knows."""
+
+import stat
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pinrec_core.codec import dequantize
+from pinrec_core.config import config_from_dict
+from pinrec_core.data.dataset import open_dataset
+from pinrec_core.errors import InvalidData
+from pinrec_core.model.pinrec import PinRec
+from pinrec_core.release import open_release
+from pinrec_core.retrieve.index import open_index
+from pinrec_core.train.export import export, fingerprint
+
+CONFIG = config_from_dict(
+    {
+        "data": {"content_dim": 8},
+        "model": {"hidden_dim": 16, "num_heads": 2, "embedding_dim": 8, "id_dim": 4, "hash_rows": 50, "hash_dim": 4},
+        "retrieve": {"popular_per_list": 5},
+    }
+)
+THINGS = ["oak", "pine", "birch", "maple", "tulip", "rose", "daisy", "lily"]
+
+
+def write_log(folder, num_items, surfaces=("home",)):
+    folder.mkdir()
+    n = 60
+    events = {
+        "user_id": pa.array(np.arange(n) % 6),
+        "item_id": pa.array(np.arange(n) % num_items),
+        "item_type": ["pin"] * n,
+        "action": ["save" if i % 3 else "click" for i in range(n)],
+        "surface": [surfaces[i % len(surfaces)] for i in range(n)],
+        "timestamp_ms": pa.array(1_700_000_000_000 + np.arange(n) * 1_000),
+    }
+    titles = [f"{THINGS[i % len(THINGS)]} tree number {'abcdefghijkl'[i]}" for i in range(num_items)]
+    items = {"item_id": pa.array(np.arange(num_items)), "item_type": ["pin"] * num_items, "text": titles}
+    pq.write_table(pa.table(events), folder / "events.parquet")
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    root = tmp_path_factory.mktemp("export")
+    dataset = open_dataset(write_log(root / "first", 8), CONFIG)
+    model = PinRec(CONFIG, dataset.vocabulary, dataset.items.content.shape[1])
+    return root, dataset, model, open_release(root / "releases", export(model, dataset, root / "releases", {"x": 1}))
+
+
+def test_a_release_holds_everything(first):
+    _, dataset, model, release = first
+    assert release.manifest["metrics"] == {"x": 1}
+    assert release.manifest["watermark_ms"] == dataset.watermark_ms
+    assert release.manifest["item_embedder"] == fingerprint(model)
+    assert release.vocabulary == dataset.vocabulary
+    assert release.popular.shape == (2, 2, 5)
+    assert open_index(release.path / "index").num_items == 8
+    assert {p.name for p in release.path.iterdir()} == {
+        "config.json", "decoder.safetensors", "display", "id_embedding.pt", "id_tables", "index", "items",
+        "manifest.json", "popular", "text_encoder", "vocabulary.json",
+    }  # fmt: skip
+
+
+def test_another_user_may_read_it(first):
+    release = first[3]
+    assert all(path.stat().st_mode & stat.S_IROTH for path in [release.path, *release.path.rglob("*")])
+
+
+def test_a_newer_log_refreshes_the_corpus_without_training(first):
+    root, dataset, model, release = first
+    newer = open_dataset(write_log(root / "newer", 11, ("home", "search")), CONFIG, fitted=dataset.fitted)
+    refreshed = open_release(root / "releases", export(model, newer, root / "releases"))
+    assert refreshed.vocabulary == release.vocabulary  # the new surface is the unknown one
+    assert open_index(refreshed.path / "index").num_items == 11
+    for old, new in ((release.items.content, refreshed.items.content), (release.items.scale, refreshed.items.scale)):
+        np.testing.assert_array_equal(old, new[:8])
+    assert np.abs(dequantize(refreshed.items.content[8:], refreshed.items.scale[8:])).sum() > 0
+
+
+def test_embeddings_of_another_width_are_refused(first, tmp_path):
+    _, dataset, _, _ = first
+    folder = write_log(tmp_path / "wide", 8)
+    items = pq.read_table(folder / "items.parquet")
+    embedding = pa.array([[1.0, 2.0]] * 8, pa.list_(pa.float32()))
+    pq.write_table(items.append_column("embedding", embedding), folder / "items.parquet")
+    with pytest.raises(InvalidData, match="embedding has width 2; allowed: the model's 8"):
+        open_dataset(folder, CONFIG, fitted=dataset.fitted)
+
+
+def test_the_fingerprint_follows_the_item_embedder_only(first):
+    _, dataset, model, _ = first
+    twin = PinRec(CONFIG, dataset.vocabulary, dataset.items.content.shape[1])
+    twin.load_state_dict(model.state_dict())
+    twin.time_token.weight.data += 1
+    assert fingerprint(twin) == fingerprint(model)
+    assert twin.id_embedding is not None
+    twin.id_embedding.table.weight.data[0] += 1
+    assert fingerprint(twin) != fingerprint(model)
