@@ -62,15 +62,11 @@ def event_rows(histories: Histories, items: ItemTable, start: int, stop: int) ->
 
 
 def content_rows(items: ItemTable, item_ids: NDArray[np.int64]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Content [n, D_sem] and scale [n] of each id; the scale is 0 where the table lacks it."""
+    """Content int8 [n, D_sem] and scale float32 [n] of each id; zero where the table lacks it, as at serving."""
     rows = items.rows(item_ids)
-    return items.content[rows], np.where(rows >= 0, items.scale[rows], np.float32(0.0))
-
-
-def target_outcomes(dataset: Dataset, at: slice = slice(None)) -> NDArray[np.int32]:
-    """Outcome index of each event of the histories, -1 where it is no target: int32 [n]."""
-    outcomes = dataset.vocabulary.outcome_of_action[dataset.histories.actions[at]]
-    return np.where(dataset.histories.item_types[at] == ItemType.PIN, outcomes, -1).astype(np.int32)
+    content, scale = items.content[rows], items.scale[rows]
+    content[rows < 0], scale[rows < 0] = 0, 0
+    return content, scale
 
 
 @dataclass(frozen=True)
@@ -135,14 +131,14 @@ class BatchStream:
         is_user = np.zeros(self._dataset.histories.num_users, dtype=bool)
         is_user[self._users] = True
         of_user = np.repeat(is_user, np.diff(self._dataset.histories.offsets))
-        return self._dataset.histories.item_ids[of_user & (target_outcomes(self._dataset) >= 0)]
+        return self._dataset.histories.item_ids[of_user & (self._dataset.target_outcomes >= 0)]
 
     def batch(self, step: int) -> TrainingBatch:
         """The batch of a step (from 0): the same for the same seed, data and configuration."""
         rng = np.random.default_rng([self._train.seed, _STEP_STREAM, step])
         bounds = [self._chunk(user, rng) for user in self._users_of(step)]
         rows = [event_rows(self._dataset.histories, self._dataset.items, start, stop) for start, stop, _ in bounds]
-        outcomes = _pad([target_outcomes(self._dataset, slice(start, stop)) for start, stop, _ in bounds], fill=-1)
+        outcomes = _pad([self._dataset.target_outcomes[start:stop] for start, stop, _ in bounds], fill=-1)
         surfaces = _pad([row.surfaces for row in rows], fill=UNKNOWN_CODE)
         is_first = np.array([first for _, _, first in bounds])
         targets = sample_targets(outcomes, surfaces, is_first, self._plan, rng)

@@ -45,10 +45,9 @@ class Histories:
         at = int(np.searchsorted(self.user_ids, user_id))
         return at if at < len(self.user_ids) and self.user_ids[at] == user_id else -1
 
-    def count_targets(self, outcome_of_action: NDArray[np.int32]) -> NDArray[np.int64]:
-        """int64 [U]: events of each user whose action is an outcome (`Vocabulary.outcome_of_action`)."""
-        is_target = outcome_of_action[self.actions] >= 0
-        before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(is_target, dtype=np.int64)])
+    def count_by_user(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """int64 [U]: how many of each user's events a mask [E] chooses."""
+        before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(chosen, dtype=np.int64)])
         counts: NDArray[np.int64] = before[self.offsets[1:]] - before[self.offsets[:-1]]
         return counts
 

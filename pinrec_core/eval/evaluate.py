@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pinrec_core import codec
 from pinrec_core.config import GenerateConfig
-from pinrec_core.data.batches import content_rows, event_rows, target_outcomes
+from pinrec_core.data.batches import content_rows, event_rows
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.eval import metrics
 from pinrec_core.generate.rollout import Branches, rollout
@@ -73,7 +73,7 @@ def held_out(dataset: Dataset, user_rows: NDArray[np.int64], num_targets: int) -
     users = []
     for row in user_rows:
         at = dataset.histories.slice_of(int(row))
-        places = at.start + np.flatnonzero(target_outcomes(dataset, at) >= 0)
+        places = at.start + np.flatnonzero(dataset.target_outcomes[at] >= 0)
         if len(places) >= 2:
             targets = places[-min(num_targets, len(places) - 1) :]
             users.append(HeldOut(at.start, int(targets[0]), targets))

@@ -10,21 +10,25 @@ A folder holds
 A timestamp below `schema.FIRST_WALL_CLOCK_MS` gives the order only; the surface `unknown` is the unknown code.
 
 Errors: a missing file or column, a wrong type, nulls, unknown item types or actions, negative times, times in seconds
-or microseconds, an embedding with NaN or of another length, a search query without text, an event id used twice.
-Repairs, each counted and reported: exact duplicates dropped, disorder sorted, item ids of search queries hashed from
-their text, events of pins that items.parquet lacks dropped, the first of items with one id kept, zero content for
-items with neither embedding nor text.
+or microseconds, an embedding with NaN or of another length, a search query without text, no event of a listed pin.
+Repairs, each counted and reported: rows that repeat an event_id of their user dropped, disorder sorted (rows of equal
+time keep the log's order), item ids of search queries hashed from their text, the first of items with one id kept,
+zero content for items with neither embedding nor text.
+Notices, counted and reported too: equal rows without an event_id (null and 0 are none), which are separate events told
+apart by their occurrence; and pins that items.parquet lacks, which stay in histories as context with zero content, and
+are never targets, negatives or candidates.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pinrec_core.event_log.catalog import ITEMS, Catalog, read_items
 from pinrec_core.event_log.events import EVENTS, EventLog, read_events, repair_events
@@ -34,6 +38,10 @@ from pinrec_core.schema import SEARCH_ACTION, ItemType
 FACTS = "dataset.json"
 UNKNOWN_SURFACE = "unknown"
 """Surface of events whose surface was not recorded; it has no code of its own."""
+
+_KINDS = ("error", "repair", "notice")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,12 +68,14 @@ class Folder:
 
     facts: DatasetFacts
     events: EventLog
+    """By user, time and row."""
     items: Catalog
-    repairs: tuple[Problem, ...]
+    findings: tuple[Problem, ...]
+    """Repairs and notices."""
 
 
 def check_folder(folder: Path) -> list[Problem]:
-    """Everything that is wrong with a data folder: errors first, then what would be repaired."""
+    """Everything that is found in a data folder: errors first, then repairs and notices."""
     return inspect_folder(folder)[0]
 
 
@@ -73,36 +83,62 @@ def inspect_folder(folder: Path, progress: bool = False) -> tuple[list[Problem],
     """Problems of a data folder, and the folder after repairs, or None where there are errors."""
     findings = Findings()
     loaded = _read(Path(folder), findings, progress)
-    problems = sorted(findings.problems, key=lambda problem: not problem.is_error)
+    problems = sorted(findings.problems, key=lambda problem: _KINDS.index(problem.kind))
     if loaded is None or findings.has_error:
         return problems, None
-    return problems, Folder(*loaded, repairs=tuple(problems))
+    return problems, Folder(*loaded, findings=tuple(problems))
 
 
 def load_folder(folder: Path, progress: bool = False) -> Folder:
-    """Read a data folder. Raises InvalidData with every error that `check_folder` would list."""
+    """Read a data folder. Repairs and notices are logged. Raises InvalidData listing every error."""
     problems, loaded = inspect_folder(folder, progress)
     raise_errors(str(folder), problems)
     assert loaded is not None, "a folder without errors has been read"
+    _report(loaded.facts.name, problems)
     return loaded
 
 
+def load_events(folder: Path, progress: bool = False) -> EventLog:
+    """The very events of `load_folder`, read without the items (so `listed` is None). Raises InvalidData."""
+    findings = Findings()
+    read = _read_events(Path(folder), findings, progress)
+    raise_errors(str(folder), findings.problems)
+    assert read is not None, "a folder without errors has been read"
+    facts, events = read
+    repair_events(events, findings)
+    _report(facts.name, findings.problems)
+    return events
+
+
 def _read(folder: Path, findings: Findings, progress: bool) -> tuple[DatasetFacts, EventLog, Catalog] | None:
+    items = read_items(folder, findings, progress) if folder.is_dir() else None
+    read = _read_events(folder, findings, progress)
+    if read is None or items is None or findings.has_error:
+        return None
+    facts, events = read
+    _check_against_items(events, items, findings)
+    if findings.has_error:
+        return None
+    repair_events(events, findings)
+    return facts, events, items
+
+
+def _read_events(folder: Path, findings: Findings, progress: bool) -> tuple[DatasetFacts, EventLog] | None:
+    """The events in file order, held to all rules that need no items; None if they cannot be read at all."""
     if not folder.is_dir():
         findings.file(str(folder), "is not a folder")
         return None
     facts = read_facts(folder, findings)
-    items = read_items(folder, findings, progress)
     events = read_events(folder, findings, progress)
-    if events is not None:
-        _check_actions(events, facts, findings)
-    if events is None or items is None or findings.has_error:
+    if events is None:
         return None
-    unlisted = _check_against_items(events, items, findings)
-    if findings.has_error:
-        return None
-    repair_events(events, unlisted, findings)
-    return facts, events, items
+    _check_actions(events, facts, findings)
+    return facts, events
+
+
+def _report(name: str, problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        log.warning("%s: %s", name, problem)
 
 
 def read_facts(folder: Path, findings: Findings) -> DatasetFacts:
@@ -148,11 +184,17 @@ def _check_actions(events: EventLog, facts: DatasetFacts, findings: Findings) ->
             )
 
 
-def _check_against_items(events: EventLog, items: Catalog, findings: Findings) -> NDArray[np.bool_]:
-    """Hold events to items.parquet: bool [E], the pins that it lacks. One id must not have two types."""
+def _check_against_items(events: EventLog, items: Catalog, findings: Findings) -> None:
+    """Hold events to items.parquet and note which items it lists. One id must not have two types."""
     at = np.minimum(np.searchsorted(items.ids, events.item_ids), len(items.ids) - 1)
     listed = items.ids[at] == events.item_ids
     differs = listed & (items.types[at] != events.item_types)
     findings.rows((EVENTS, "item_type"), f"differs from the item's in {ITEMS}", differs, events.show)
-    unlisted: NDArray[np.bool_] = ~listed & (events.item_types == ItemType.PIN)
-    return unlisted
+    is_pin = events.item_types == ItemType.PIN
+    findings.rows(
+        (EVENTS, "item_id"), f"is a pin that {ITEMS} lacks", is_pin & ~listed, events.show,
+        notice="in histories as context without content; never a target or candidate",
+    )  # fmt: skip
+    if not (is_pin & listed).any():
+        findings.file(EVENTS, f"has no event of a pin that {ITEMS} lists")
+    events.listed = listed

@@ -1,7 +1,11 @@
-"""The event log of a folder: read, checked and repaired, as plain columns. Ten million events fit in memory."""
+"""The events of a folder as plain columns, read, checked and repaired: for training and for the batch view alike.
+
+A column at a time and no loop over events: ten million of them take a gigabyte.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pinrec_core.event_log.event_ids import derived_event_ids, name_hash
 from pinrec_core.event_log.parquet import (
     EVENT_COLUMNS,
     OPTIONAL_EVENT_COLUMNS,
@@ -44,8 +49,12 @@ class EventLog:
     actions: NDArray[np.int32]
     surfaces: NDArray[np.int32]
     timestamps_ms: NDArray[np.int64]
-    event_ids: NDArray[np.int64] | None = None
-    """The bits of the uint64 `event_id`, where the log has them."""
+    event_ids: NDArray[np.uint64]
+    """As the log gives them, 0 where it does not; `repair_events` derives the others."""
+    listed: NDArray[np.bool_] | None = None
+    """Whether items.parquet lists the item; None where only the events were read."""
+    num_repeats: int = 0
+    """Rows that `repair_events` dropped."""
     type_names: list[str] = field(default_factory=list)
     action_names: list[str] = field(default_factory=list)
     surface_names: list[str] = field(default_factory=list)
@@ -61,6 +70,13 @@ class EventLog:
             values = getattr(self, column.name)
             if isinstance(values, np.ndarray):
                 setattr(self, column.name, values[at])
+
+    def by_user(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Users int64 [U] ascending and offsets int64 [U + 1] of their rows; the log must be sorted by user."""
+        starts = np.ones(len(self), dtype=bool)
+        np.not_equal(self.user_ids[1:], self.user_ids[:-1], out=starts[1:])
+        first = np.flatnonzero(starts)
+        return self.user_ids[first], np.append(first, len(self)).astype(np.int64)
 
     def show(self, at: int) -> str:
         """One row in words, for messages."""
@@ -89,20 +105,17 @@ def read_events(folder: Path, findings: Findings, progress: bool = False) -> Eve
     return log
 
 
-def repair_events(log: EventLog, unlisted: NDArray[np.bool_], findings: Findings, name: str = EVENTS) -> None:
-    """Drop exact duplicates and pins that items.parquet lacks (`unlisted` bool [E]); sort by user, time and row.
+def repair_events(log: EventLog, findings: Findings, name: str = EVENTS) -> None:
+    """Give each event its id, drop rows that repeat one, and sort by user, time and row; what is found is counted.
 
-    Every repair is counted. A pin outside the catalog has no content and must not be recommended, so its events go.
+    An id names an event of its user, as in the stores of the realtime view.
     """
-    repeated = _find_duplicates(log, name, findings)
-    findings.rows((name, "item_id"), "is a pin that items.parquet lacks", unlisted, log.show, repair="dropped")
-    kept = ~(repeated | unlisted)
-    _find_disorder(log, kept, name, findings)
-    if not kept.all():
-        log.take(kept)
-    log.take(np.lexsort((log.timestamps_ms, log.user_ids)))
-    if not len(log):
-        findings.file(name, "has no event left of an item that items.parquet lists")
+    is_given = log.event_ids != 0
+    _derive_ids(log, ~is_given, name, findings)
+    # Derived ids count occurrences, so that only a given id can repeat.
+    repeated = _find_repeats(log, name, findings) if is_given.any() else np.zeros(len(log), dtype=bool)
+    log.num_repeats = int(repeated.sum())
+    log.take(_by_user_and_time(log, np.flatnonzero(~repeated), name, findings))
 
 
 class _Reader:
@@ -143,7 +156,7 @@ class _Reader:
             nulls = np.flatnonzero(values < 0)
         else:
             values, nulls = integers(column)
-        if len(nulls):
+        if len(nulls) and name != "event_id":
             self._nulls.setdefault(name, []).append(start + nulls)
         return values
 
@@ -172,6 +185,7 @@ class _Reader:
         values["item_id"] = item_ids
 
     def _log(self, columns: dict[str, NDArray[Any]]) -> EventLog:
+        num_rows = len(columns["user_id"])
         return EventLog(
             user_ids=columns["user_id"],
             item_ids=columns["item_id"],
@@ -179,7 +193,7 @@ class _Reader:
             actions=columns["action"],
             surfaces=columns["surface"],
             timestamps_ms=columns["timestamp_ms"],
-            event_ids=columns.get("event_id"),
+            event_ids=columns.get("event_id", np.zeros(num_rows, dtype=np.int64)).view(np.uint64),
             type_names=self._codes["item_type"].names,
             action_names=self._codes["action"].names,
             surface_names=self._codes["surface"].names,
@@ -231,33 +245,49 @@ def _check_times(log: EventLog, name: str, findings: Findings) -> None:
     findings.rows(place, what, times >= _LAST_PLAUSIBLE_MS, log.show)
 
 
-def _find_disorder(log: EventLog, kept: NDArray[np.bool_], name: str, findings: Findings) -> None:
-    """Count rows that come after a newer row of the same user, among those `kept`."""
-    rows = np.flatnonzero(kept)
-    by_user = rows[np.argsort(log.user_ids[rows], kind="stable")]
-    users, times = log.user_ids[by_user], log.timestamps_ms[by_user]
-    late = by_user[1:][(users[1:] == users[:-1]) & (times[1:] < times[:-1])]
+def _derive_ids(log: EventLog, nameless: NDArray[np.bool_], name: str, findings: Findings) -> None:
+    """Fill in the ids of the `nameless` rows. Equal ones are separate events, told apart by their occurrence."""
+    rows = np.flatnonzero(nameless)
+    if not len(rows):
+        return
+    log.event_ids[rows], earlier_equals = derived_event_ids(key[rows] for key in _id_keys(log))
+    notice = "each is an event of its own; give events an event_id if some of these are repeated deliveries"
+    what = "equals an earlier row, and neither has an event_id"
+    findings.rows((name, ""), what, rows[earlier_equals > 0], log.show, notice=notice)
+
+
+def _id_keys(log: EventLog) -> Iterator[NDArray[Any]]:
+    """The columns that `derived_event_ids` takes, one at a time."""
+    yield from (log.user_ids, log.item_ids, log.item_types)
+    for names, codes in ((log.action_names, log.actions), (log.surface_names, log.surfaces)):
+        yield np.array([name_hash(name) for name in names], dtype=np.uint64)[codes]
+    yield log.timestamps_ms
+
+
+def _find_repeats(log: EventLog, name: str, findings: Findings) -> NDArray[np.bool_]:
+    """bool [E]: rows whose user has the same event id in an earlier row; those that differ are counted apart."""
+    repeated = repeats([log.event_ids, log.user_ids])
+    if not repeated.any():
+        return repeated
+    rows = np.flatnonzero(np.isin(log.event_ids, log.event_ids[repeated]))
+    columns = (log.event_ids, *_id_keys(log))
+    equal = np.zeros(len(log), dtype=bool)
+    equal[rows] = repeats([column[rows] for column in columns])
+    place = (name, "event_id")
+    findings.rows(place, "repeats that of the same user's equal row", repeated & equal, log.show, repair="dropped")
+    what = "repeats that of another row of the same user, which says something else"
+    findings.rows(place, what, repeated & ~equal, log.show, repair="dropped, the first row is kept")
+    return repeated
+
+
+def _by_user_and_time(log: EventLog, rows: NDArray[np.int64], name: str, findings: Findings) -> NDArray[np.int64]:
+    """`rows` by user and time, else in the log's order; those after a newer row of the same user are counted."""
+    rows = rows[np.argsort(log.user_ids[rows], kind="stable")]
+    users, times = log.user_ids[rows], log.timestamps_ms[rows]
+    late = rows[1:][(users[1:] == users[:-1]) & (times[1:] < times[:-1])]
     what = "is older than the same user's row before it"
     findings.rows((name, "timestamp_ms"), what, np.sort(late), log.show, repair="sorted by time")
-
-
-def _find_duplicates(log: EventLog, name: str, findings: Findings) -> NDArray[np.bool_]:
-    """bool [E]: rows equal to an earlier one. Rows with distinct event ids are distinct events, whatever they share."""
-    values: list[NDArray[Any]] = [
-        log.user_ids,
-        log.item_ids,
-        log.item_types,
-        log.actions,
-        log.surfaces,
-        log.timestamps_ms,
-    ]
-    event_ids = log.event_ids
-    repeated = repeats(values + ([] if event_ids is None else [event_ids]))
-    if event_ids is not None:
-        reused = repeats([event_ids]) & ~repeated
-        findings.rows((name, "event_id"), "was used before by another event", reused, log.show)
-    findings.rows((name, ""), "repeats an earlier row exactly", repeated, log.show, repair="dropped")
-    return repeated
+    return rows[np.lexsort((times, users))] if len(late) else rows
 
 
 def repeats(columns: list[NDArray[Any]]) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ _SHOWN_ROWS = 5
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding. An empty `repair` makes it an error; else it says what was done about the rows."""
+    """One finding: an error, unless `repair` says what was done about the rows or `notice` as what they are kept."""
 
     file: str
     column: str
@@ -24,18 +24,25 @@ class Problem:
     """Rows concerned; 0 where it is the file or column as a whole."""
     first_rows: tuple[str, ...] = ()
     repair: str = ""
+    notice: str = ""
+
+    @property
+    def kind(self) -> str:
+        """error, repair or notice."""
+        return "repair" if self.repair else "notice" if self.notice else "error"
 
     @property
     def is_error(self) -> bool:
         """Whether the folder cannot be used as it is."""
-        return not self.repair
+        return self.kind == "error"
 
     def __str__(self) -> str:
         place = f"{self.file}, column {self.column}" if self.column else self.file
         rows = f" ({self.rows:,} {'row' if self.rows == 1 else 'rows'}" if self.rows else ""
         if rows:
             rows += f"; {'first: ' if self.rows > len(self.first_rows) else ''}{', '.join(self.first_rows)})"
-        return f"{place}: {self.what}{rows}{'; repaired: ' + self.repair if self.repair else ''}"
+        outcome = {"error": "", "repair": f"; repaired: {self.repair}", "notice": f"; kept: {self.notice}"}[self.kind]
+        return f"{place}: {self.what}{rows}{outcome}"
 
 
 class Findings:
@@ -60,6 +67,7 @@ class Findings:
         bad: NDArray[np.bool_] | NDArray[np.int64],
         show: Callable[[int], str],
         repair: str = "",
+        notice: str = "",
     ) -> None:
         """Rows of `place` = (file, column) are wrong: a bool mask or row numbers; nothing happens if there are none.
 
@@ -68,7 +76,7 @@ class Findings:
         at = np.flatnonzero(bad) if bad.dtype == np.bool_ else bad
         if len(at):
             first = tuple(f"row {row:,}: {show(int(row))}" for row in at[:_SHOWN_ROWS])
-            self.problems.append(Problem(*place, what, len(at), first, repair))
+            self.problems.append(Problem(*place, what, len(at), first, repair, notice))
 
 
 def raise_errors(folder: str, problems: Iterable[Problem]) -> None:

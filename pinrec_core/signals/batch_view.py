@@ -7,8 +7,8 @@
     timestamps_ms.npy  int64 [E]               event_ids.npy   uint64 [E]
     text_ids.npy    int64 [Q] sorted           text_offsets.npy int64 [Q + 1]  text_bytes.npy uint8: search queries
 
-Rows of user i lie at `offsets[i]:offsets[i + 1]`, oldest first. Compiled column at a time, no loop over events.
-Letters: R rows of the log, E rows kept, U users, Q search queries.
+Rows of user i lie at `offsets[i]:offsets[i + 1]`, oldest first. The log is read, checked and repaired by `event_log`,
+so that training and serving see the same events. Letters: E rows kept, U users, Q search queries.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pinrec_core.errors import InvalidData
+from pinrec_core.event_log.contract import load_events
+from pinrec_core.event_log.events import EventLog
 from pinrec_core.release import sha256_of
-from pinrec_core.schema import MAX_SEEN_ITEMS
-from pinrec_core.signals.event_log import EventLog, LogColumns, read_event_log
+from pinrec_core.schema import MAX_SEEN_ITEMS, ItemType
 from pinrec_core.signals.merge import HistoryRows
 
 FORMAT = 1
@@ -117,35 +116,37 @@ def compile_batch_view(data_folder: Path, out: Path, max_events_per_user: int = 
     """Write the batch view of `events.parquet` (or every Parquet file under `events/`) to the folder `out`.
 
     A user keeps the newest `max_events_per_user` events, oldest first; events of equal time keep the log's order, so
-    that times which only give the order (`schema.FIRST_WALL_CLOCK_MS`) sort like any other. An event id that a user has
-    twice counts once. Written beside `out` and renamed; an older view there is replaced, and processes that hold it
-    open go on reading it. Returns counts for the caller to print. Raises InvalidData naming file and column.
+    that times which only give the order (`schema.FIRST_WALL_CLOCK_MS`) sort like any other. Written beside `out` and
+    renamed; an older view there is replaced, and processes that hold it open go on reading it. Repairs and notices of
+    the log (`event_log/contract.py`) are logged. Returns counts for the caller to print. Raises InvalidData naming file
+    and column.
     """
-    log = read_event_log(data_folder)
-    columns = log.columns
-    kept = _kept_rows(columns, max_events_per_user)
-    user_ids, counts = np.unique(columns.user_ids[kept], return_counts=True)
-    texts = _search_queries(log, columns.item_ids[kept])
+    log = load_events(data_folder)
+    num_rows, watermark_ms = len(log) + log.num_repeats, int(log.timestamps_ms.max())
+    _keep_newest(log, max_events_per_user)
+    user_ids, offsets = log.by_user()
+    texts = _search_queries(log)
     arrays = BatchArrays(
         user_ids=user_ids,
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        **{name: getattr(columns, name)[kept] for name in HistoryRows._fields},
+        offsets=offsets,
+        item_ids=log.item_ids,
+        item_types=log.item_types.astype(np.uint8),
+        actions=log.actions,
+        surfaces=log.surfaces,
+        timestamps_ms=log.timestamps_ms,
+        event_ids=log.event_ids,
         text_ids=texts.ids,
         text_offsets=texts.offsets,
         text_bytes=texts.utf8,
     )
     facts = {
-        "watermark_ms": int(columns.timestamps_ms.max(initial=0)),
+        "watermark_ms": watermark_ms,
         "num_users": len(user_ids),
-        "num_events": len(kept),
-        "num_dropped": len(columns.user_ids) - len(kept),
+        "num_events": len(log),
+        "num_dropped": num_rows - len(log),
         "num_search_queries": len(texts.ids),
     }
-    _write(
-        out,
-        arrays,
-        {"format": FORMAT, **facts, "actions": list(log.actions.places), "surfaces": list(log.surfaces.places)},
-    )
+    _write(out, arrays, {"format": FORMAT, **facts, "actions": log.action_names, "surfaces": log.surface_names})
     return facts
 
 
@@ -158,33 +159,21 @@ class _Texts:
     utf8: NDArray[np.uint8]
 
 
-def _kept_rows(columns: LogColumns, max_events_per_user: int) -> NDArray[np.int64]:
-    """Rows of the log that the view keeps, int64 [E]: by user, oldest first, the newest of each, no id twice."""
-    rows = np.sort(_first_deliveries(columns))
-    rows = rows[np.lexsort((columns.timestamps_ms[rows], columns.user_ids[rows]))]
-    users = columns.user_ids[rows]
-    ends = np.searchsorted(users, users, side="right")
-    return rows[ends - np.arange(len(rows)) <= max_events_per_user]
+def _keep_newest(log: EventLog, max_events_per_user: int) -> None:
+    """Drop all but the newest rows of each user from a sorted log."""
+    _, offsets = log.by_user()
+    lengths = np.diff(offsets)
+    if lengths.max() > max_events_per_user:
+        ends = np.repeat(offsets[1:], lengths)
+        log.take(ends - np.arange(len(log)) <= max_events_per_user)
 
 
-def _first_deliveries(columns: LogColumns) -> NDArray[np.int64]:
-    """The first row of each (user, event id), in any order."""
-    order = np.lexsort((columns.event_ids, columns.user_ids))
-    users, ids = columns.user_ids[order], columns.event_ids[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (users[1:] != users[:-1]) | (ids[1:] != ids[:-1])
-    return order[first]
-
-
-def _search_queries(log: EventLog, kept_ids: NDArray[np.int64]) -> _Texts:
-    """The texts of the search queries among `kept_ids` (each id's first non-empty text)."""
-    given = np.flatnonzero(pc.not_equal(log.query_texts, "").to_numpy(zero_copy_only=False))
-    given = given[np.isin(log.query_ids[given], kept_ids)]
-    ids, first = np.unique(log.query_ids[given], return_index=True)
-    utf8 = log.query_texts.take(pa.array(given[first])).cast(pa.large_binary())
-    lengths = pc.binary_length(utf8).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return _Texts(ids, offsets, np.frombuffer(b"".join(utf8.to_pylist()), dtype=np.uint8))
+def _search_queries(log: EventLog) -> _Texts:
+    """The texts of the log's search queries."""
+    kept = np.unique(log.item_ids[log.item_types == ItemType.SEARCH_QUERY])
+    texts = [log.query_texts[item_id].encode() for item_id in kept.tolist()]
+    offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
+    return _Texts(kept, offsets, np.frombuffer(b"".join(texts), dtype=np.uint8))
 
 
 def _write(out: Path, arrays: BatchArrays, facts: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from pinrec_core.event_log.contract import Folder
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
+_LABELS = {"error": "ERROR ", "repair": "repair", "notice": "notice"}
 _SOURCE = click.Path(path_type=Path, file_okay=False, exists=True)
 
 
@@ -37,18 +39,29 @@ def check(folder: Path) -> None:
     """Say what is wrong with FOLDER.
 
     Prints one sentence for each finding: file, column, what it is, how many rows, the first of them. Errors must be
-    mended and make the exit code 1; repairs are what training does by itself (drop exact duplicates, sort by time, hash
-    the ids of search queries, drop events of pins that items.parquet lacks).
+    mended and make the exit code 1.
+
+    Repairs are what training and the batch view both do by themselves: drop rows that repeat an event_id of their user,
+    sort by time, hash the ids of search queries.
+
+    Notices tell what is kept as it is: equal rows without an event_id count as separate events (give events an event_id
+    if some are repeated deliveries), and pins that items.parquet lacks are context in histories, but never targets or
+    candidates.
     """
     from pinrec_core.event_log.contract import inspect_folder
 
     problems, loaded = inspect_folder(folder, progress=True)
     for problem in problems:
-        click.echo(f"{'ERROR ' if problem.is_error else 'repair'}  {problem}")
-    errors = sum(problem.is_error for problem in problems)
+        click.echo(f"{_LABELS[problem.kind]}  {problem}")
+    counts = Counter(problem.kind for problem in problems)
     if loaded is None:
-        raise click.ClickException(f"{folder} does not keep the event-log contract: {errors} error(s)")
-    click.echo(f"{folder} keeps the event-log contract ({len(problems)} repair(s))\n{_summary(loaded)}")
+        raise click.ClickException(f"{folder} does not keep the event-log contract: {_counted(counts, 'error')}")
+    done = f"{_counted(counts, 'repair')}, {_counted(counts, 'notice')}"
+    click.echo(f"{folder} keeps the event-log contract ({done})\n{_summary(loaded)}")
+
+
+def _counted(counts: Counter[str], kind: str) -> str:
+    return f"{counts[kind]} {kind}{'' if counts[kind] == 1 else 's'}"
 
 
 def _summary(folder: Folder) -> str:
@@ -155,7 +168,8 @@ def batch_view(folder: Path, dest: Path, max_events: int) -> None:
     """Compile the event log of FOLDER into the histories that the signal service maps, at DEST.
 
     One sorted, memory-mapped history a user, oldest first, with a manifest of checksums and the watermark (the newest
-    event); events appended later than that come from the realtime view. Written beside DEST and renamed into place.
+    event); events appended later than that come from the realtime view. The log is held to the contract, repaired and
+    read as in training (see `pinrec data check`). Written beside DEST and renamed into place.
     """
     from pinrec_core.signals.batch_view import compile_batch_view
 

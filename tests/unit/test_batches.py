@@ -8,7 +8,7 @@ import torch
 
 from pinrec_core.codec import quantize
 from pinrec_core.config import Config, config_from_dict
-from pinrec_core.data.batches import BatchStream, event_rows, target_outcomes
+from pinrec_core.data.batches import BatchStream, event_rows
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.data.histories import Histories
 from pinrec_core.errors import InvalidData
@@ -188,7 +188,7 @@ def test_windows_share_the_candidates():
 def test_target_ids_are_the_training_users_own():
     stream = BatchStream(dataset_of(*TWO_USERS), np.array([0]), config_of())
     assert sorted(stream.target_ids().tolist()) == [BIG + 1, BIG + 2]
-    assert target_outcomes(dataset_of(*TWO_USERS)).tolist() == [0, -1, 1, -1, 1, 0]
+    assert dataset_of(*TWO_USERS).target_outcomes.tolist() == [0, -1, 1, -1, 1, 0]
 
 
 def test_nobody_to_train_on_is_an_error_that_says_what_is_needed():

@@ -6,10 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from pinrec_core.config import Config
+from pinrec_core.config import Config, DataConfig
+from pinrec_core.data.batches import event_rows
 from pinrec_core.data.dataset import open_dataset
 from pinrec_core.errors import InvalidData
-from pinrec_core.event_log.contract import check_folder
+from pinrec_core.event_log.contract import check_folder, load_events, load_folder
 from pinrec_core.text_encoder import query_item_id
 from services.cli.data import data
 
@@ -79,10 +80,6 @@ ERRORS = {
     ),
     "query without text": ({"text": pa.nulls(5, pa.string())}, {}, "text", 1, "is empty for a search_query (1 row"),
     "query of no letters": ({"text": [None, "?!", None, None, None]}, {}, "text", 1, "is empty for a search_query"),
-    "reused event id": (
-        {"event_id": pa.array([1, 2, 3, 3, 5], pa.uint64())}, {}, "event_id", 1,
-        "was used before by another event (1 row; row 3",
-    ),
     "string ids": (
         {"user_id": ["ann", "ann", "ann", "bob", "bob"]}, {}, "user_id", 0,
         "has type string, must be int64; string ids can be numbered with `pinrec data map-ids`",
@@ -175,17 +172,19 @@ def with_row(extra):
 
 
 REPAIRS = {
-    "duplicate": (
-        with_row([1, 10, "pin", "click", "home", T0, None]), {}, 1, "repeats an earlier row exactly", "dropped",
-        [10, CATS, 20],
+    "repeated event id": (
+        {**with_row([1, 10, "pin", "click", "home", T0, None]), "event_id": pa.array([1, 2, 3, 4, 5, 1], pa.uint64())},
+        {}, 1, "column event_id: repeats that of the same user's equal row (1 row; row 5: user_id 1, item_id 10,",
+        "dropped", [10, CATS, 20],
+    ),
+    "event id of another event": (
+        {**with_row([1, 20, "pin", "click", "home", T0, None]), "event_id": pa.array([1, 2, 3, 4, 5, 1], pa.uint64())},
+        {}, 1, "column event_id: repeats that of another row of the same user, which says something else (1 row; row 5",
+        "dropped, the first row is kept", [10, CATS, 20],
     ),
     "disorder": (
         with_row([1, 20, "pin", "click", "home", T0 - 9, None]), {}, 1, "is older than the same user's row before it",
         "sorted by time", [20, 10, CATS, 20],
-    ),
-    "unlisted pin": (
-        with_row([1, 99, "pin", "click", "home", T0 + 9, None]), {}, 1, "is a pin that items.parquet lacks", "dropped",
-        [10, CATS, 20],
     ),
     "query id": (
         {"item_id": [10, 0, 20, 20, 10]}, {}, 1, "is not the 64-bit hash of the query's normalized text",
@@ -203,17 +202,46 @@ REPAIRS = {
 }  # fmt: skip
 
 
+NOTICES = {
+    "equal rows": (
+        with_row([1, 20, "pin", "save", "search", T0 + 2, None]),
+        "events.parquet: equals an earlier row, and neither has an event_id (1 row; row 5: user_id 1, item_id 20, save",
+        "each is an event of its own; give events an event_id if some of these are repeated deliveries",
+        [10, CATS, 20, 20],
+    ),
+    "unlisted pin": (
+        with_row([1, 99, "pin", "click", "home", T0 + 9, None]),
+        "events.parquet, column item_id: is a pin that items.parquet lacks (1 row; row 5: user_id 1, item_id 99,",
+        "in histories as context without content; never a target or candidate",
+        [10, CATS, 20, 99],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOTICES)
+def test_each_notice_is_counted_and_its_rows_are_kept(tmp_path, case, caplog):
+    events, words, notice, history = NOTICES[case]
+    problem = only_problem(write(tmp_path, events))
+    assert (problem.kind, problem.is_error, problem.rows) == ("notice", False, 1)
+    assert words in str(problem)
+    assert str(problem).endswith(f"; kept: {notice}")
+    dataset = open_dataset(tmp_path, Config())
+    assert dataset.histories.item_ids[dataset.histories.slice_of(0)].tolist() == history
+    assert dataset.findings == (problem,)
+    assert str(problem) in caplog.text
+
+
 @pytest.mark.parametrize("case", REPAIRS)
 def test_each_repair_is_counted_and_done(tmp_path, case, caplog):
     events, items, rows, words, repair, history = REPAIRS[case]
     problem = only_problem(write(tmp_path, events, items))
-    assert not problem.is_error
+    assert (problem.kind, problem.is_error) == ("repair", False)
     assert problem.rows == rows
     assert words in str(problem)
     assert f"; repaired: {repair}" in str(problem)
     dataset = open_dataset(tmp_path, Config())
     assert dataset.histories.item_ids[dataset.histories.slice_of(0)].tolist() == history
-    assert dataset.repairs == (problem,)
+    assert dataset.findings == (problem,)
     assert str(problem) in caplog.text
 
 
@@ -246,8 +274,32 @@ def test_items_without_any_content_are_told_apart_by_id(tmp_path):
 def test_a_log_of_unlisted_pins_only_is_an_error(tmp_path):
     write(tmp_path, {name: values[:1] for name, values in good_events().items()} | {"item_id": [99]})
     problems = check_folder(tmp_path)
-    assert [p.is_error for p in problems] == [True, False]
-    assert "no event left" in str(problems[0])
+    assert [p.kind for p in problems] == ["error", "notice"]
+    assert "has no event of a pin that items.parquet lists" in str(problems[0])
+
+
+def test_unlisted_pins_are_context_and_never_targets(tmp_path):
+    events = with_row([1, 99, "pin", "buy", "home", T0 + 9, None])
+    events = {name: [*values, more] for (name, values), more in zip(
+        events.items(), [1, 99, "pin", "click", "home", T0 + 10, None], strict=True
+    )}  # fmt: skip
+    dataset = open_dataset(write(tmp_path, events), Config())
+    vocabulary = dataset.vocabulary
+    assert (vocabulary.outcomes, vocabulary.actions) == (("save", "click"), ("save", "click", "buy", "search"))
+    assert dataset.histories.item_ids.tolist() == [10, CATS, 20, 99, 99, 20, 10]
+    assert dataset.target_outcomes.tolist() == [1, -1, 0, -1, -1, 1, 1]
+    assert 99 not in dataset.items.ids
+    assert dataset.popular(2)[0].tolist() == [[20, -1], [10, 20]]
+    rows = event_rows(dataset.histories, dataset.items, 0, 5)
+    assert rows.content[[0, 2]].tolist() == [[127, 0], [0, 127]]
+    assert not rows.content[3:].any()
+    assert rows.content_scale[3:].tolist() == [0, 0]
+
+
+def test_an_outcome_that_only_unlisted_pins_have_is_refused(tmp_path):
+    write(tmp_path, with_row([1, 99, "pin", "buy", "home", T0 + 9, None]))
+    with pytest.raises(InvalidData, match=r"'buy', which no pin of .* has"):
+        open_dataset(tmp_path, Config(data=DataConfig(outcomes=("buy",))))
 
 
 def test_event_ids_tell_equal_rows_apart_and_find_repeated_deliveries(tmp_path):
@@ -260,6 +312,32 @@ def test_event_ids_tell_equal_rows_apart_and_find_repeated_deliveries(tmp_path):
     problem = only_problem(write(tmp_path, events))
     assert problem.repair == "dropped"
     assert problem.rows == 1
+
+
+def test_an_event_id_names_an_event_of_its_user(tmp_path):
+    assert check_folder(write(tmp_path, {"event_id": pa.array([1, 2, 3, 1, 2], pa.uint64())})) == []
+
+
+def test_null_and_zero_are_no_event_ids(tmp_path):
+    assert check_folder(write(tmp_path, {"event_id": pa.array([0, None, 0, None, 0], pa.uint64())})) == []
+
+
+def test_a_given_id_that_is_a_derived_one_is_a_repeated_delivery(tmp_path):
+    derived = int(load_events(write(tmp_path)).event_ids[0])
+    events = with_row([1, 10, "pin", "click", "home", T0, None])
+    write(tmp_path, {**events, "event_id": pa.array([0, 0, 0, 0, 0, derived], pa.uint64())})
+    assert "repeats that of the same user's equal row" in str(only_problem(tmp_path))
+    log = load_events(tmp_path)
+    assert (len(log), log.num_repeats) == (5, 1)
+
+
+def test_the_events_alone_are_those_of_the_whole_folder(tmp_path):
+    events = with_row([1, 99, "pin", "click", "home", T0 - 9, None])
+    alone, whole = load_events(write(tmp_path, events)), load_folder(tmp_path).events
+    assert alone.listed is None
+    assert whole.listed.tolist() == [False, True, False, True, True, True]
+    for name in ("user_ids", "item_ids", "item_types", "actions", "surfaces", "timestamps_ms", "event_ids"):
+        assert np.array_equal(getattr(alone, name), getattr(whole, name)), name
 
 
 def test_times_that_only_order_are_allowed_and_equal_times_keep_the_row_order(tmp_path):
@@ -324,10 +402,16 @@ def test_only_the_first_five_bad_rows_are_shown(tmp_path):
 
 
 def test_check_verb_says_it_and_sets_the_exit_code(tmp_path):
-    good = CliRunner().invoke(data, ["check", str(write(tmp_path / "good", REPAIRS["duplicate"][0]))])
+    good = CliRunner().invoke(data, ["check", str(write(tmp_path / "good", REPAIRS["repeated event id"][0]))])
     assert good.exit_code == 0
-    assert "repair  events.parquet: repeats an earlier row exactly" in good.output
+    assert "repair  events.parquet, column event_id: repeats that of the same user's equal row" in good.output
+    assert "keeps the event-log contract (1 repair, 0 notices)" in good.output
     assert "2 users, 2 items, 5 events" in good.output
+    kept = CliRunner().invoke(data, ["check", str(write(tmp_path / "kept", NOTICES["equal rows"][0]))])
+    assert kept.exit_code == 0
+    assert "notice  events.parquet: equals an earlier row, and neither has an event_id" in kept.output
+    assert "keeps the event-log contract (0 repairs, 1 notice)" in kept.output
+    assert "2 users, 2 items, 6 events" in kept.output
     bad = CliRunner().invoke(data, ["check", str(write(tmp_path / "bad", ERRORS["seconds"][0]))])
     assert bad.exit_code == 1
     assert "ERROR   events.parquet, column timestamp_ms: looks like seconds" in bad.output

@@ -130,8 +130,7 @@ def test_popular_counts_events_of_pins_by_surface_and_outcome(tmp_path):
 
 def test_split_leaves_out_users_with_too_few_targets(tmp_path):
     dataset = open_dataset(write_folder(tmp_path, facts=DatasetFacts("x", outcomes=("click",))), Config())
-    counts = dataset.histories.count_targets(dataset.vocabulary.outcome_of_action)
-    assert counts.tolist() == [2, 1]
+    assert dataset.histories.count_by_user(dataset.target_outcomes >= 0).tolist() == [2, 1]
     split = dataset.split(Config())
     assert np.concatenate([split.train, split.validation, split.test]).tolist() == [0]
 
@@ -151,10 +150,10 @@ def test_split_users_is_stable_disjoint_and_meets_its_shares():
     assert set(other.test) != set(split.test)
 
 
-def test_count_targets_of_users_without_events():
+def test_count_by_user_of_users_without_events():
     empty = np.zeros(0, dtype=np.int64)
     histories = Histories(
         np.array([1, 2]), np.array([0, 0, 0]), empty, empty.astype(np.uint8), empty.astype(np.int32),
         empty.astype(np.int32), empty,
     )  # fmt: skip
-    assert histories.count_targets(np.array([-1, 0], dtype=np.int32)).tolist() == [0, 0]
+    assert histories.count_by_user(np.zeros(0, dtype=bool)).tolist() == [0, 0]

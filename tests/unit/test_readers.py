@@ -337,7 +337,7 @@ def test_ml_latest_small_counts(tmp_path):
     assert sum(summary.events.values()) - summary.events["search"] + summary.left_out["fewer than 2.5 stars"] == 100_836
     assert summary.events["search"] + summary.left_out["tags typed twice for a movie"] == 3_683
     # Two movies rated in one second and tagged alike give one query twice at one time.
-    assert [(p.rows, p.repair) for p in check_folder(tmp_path / "log")] == [(4, "dropped")]
+    assert [(p.rows, p.kind) for p in check_folder(tmp_path / "log")] == [(4, "notice")]
 
 
 @pytest.mark.data

@@ -11,14 +11,15 @@ from pinrec_core.signals.batch_view import BatchView, compile_batch_view
 from pinrec_core.signals.events import Event, with_event_ids
 from pinrec_core.text_encoder import query_item_id
 
+T0 = 1_700_000_000_000
 COLUMNS = ("user_id", "item_id", "item_type", "action", "surface", "timestamp_ms")
 KITCHEN = query_item_id("Grüne  KÜCHE")
 ROWS = [
-    (7, 71, "pin", "save", "home", 3_000_000),
-    (-5, 51, "pin", "click", "home", 1_000_000),
-    (7, 72, "pin", "click", "related", 1_000_000),
-    (7, KITCHEN, "search_query", "search", "search", 2_000_000),
-    (-5, 52, "pin", "save", "related", 9_000_000),
+    (7, 71, "pin", "save", "home", T0 + 3_000_000),
+    (-5, 51, "pin", "click", "home", T0 + 1_000_000),
+    (7, 72, "pin", "click", "related", T0 + 1_000_000),
+    (7, KITCHEN, "search_query", "search", "search", T0 + 2_000_000),
+    (-5, 52, "pin", "save", "related", T0 + 9_000_000),
 ]
 TEXTS = [None, None, None, "grüne Küche", None]
 
@@ -53,7 +54,7 @@ def test_each_user_has_its_events_oldest_first(folder):
     rows = view.read(7)
     assert rows.item_ids.tolist() == [72, KITCHEN, 71]
     assert rows.item_types.tolist() == [ItemType.PIN, ItemType.SEARCH_QUERY, ItemType.PIN]
-    assert rows.timestamps_ms.tolist() == [1_000_000, 2_000_000, 3_000_000]
+    assert rows.timestamps_ms.tolist() == [T0 + 1_000_000, T0 + 2_000_000, T0 + 3_000_000]
     assert names(view, rows) == [("click", "related"), ("search", "search"), ("save", "home")]
     assert view.read(-5).item_ids.tolist() == [51, 52]
     assert [column.dtype for column in rows] == [np.int64, np.uint8, np.int32, np.int32, np.int64, np.uint64]
@@ -70,15 +71,15 @@ def test_an_unknown_user_has_no_rows(folder):
 def test_facts_count_and_the_watermark_is_the_newest_event(folder):
     facts = compile_batch_view(folder, folder / "view")
     assert facts == {
-        "watermark_ms": 9_000_000, "num_users": 2, "num_events": 5, "num_dropped": 0, "num_search_queries": 1,
+        "watermark_ms": T0 + 9_000_000, "num_users": 2, "num_events": 5, "num_dropped": 0, "num_search_queries": 1,
     }  # fmt: skip
     view = BatchView.open(folder / "view")
-    assert (view.watermark_ms, view.num_users) == (9_000_000, 2)
+    assert (view.watermark_ms, view.num_users) == (T0 + 9_000_000, 2)
 
 
 def test_derived_ids_are_those_of_an_append(folder):
     view = compiled(folder)
-    event = Event(7, 71, ItemType.PIN, "save", "home", 3_000_000)
+    event = Event(7, 71, ItemType.PIN, "save", "home", T0 + 3_000_000)
     assert view.read(7).event_ids[-1] == with_event_ids([event])[0].event_id
 
 
@@ -91,11 +92,12 @@ def test_a_search_query_keeps_its_text(folder):
 
 def test_a_search_query_has_the_id_of_its_text_whatever_the_log_says(tmp_path):
     rows = [(1, 0, "search_query", "search", "home", 5), (1, 33, "search_query", "search", "home", 6)]
-    pq.write_table(log_table(rows, text=["grüne küche", " ?! "]), tmp_path / "events.parquet")
+    pq.write_table(log_table(rows, text=["grüne küche", "Grüne KÜCHE"]), tmp_path / "events.parquet")
     view = compiled(tmp_path)
     event = Event(1, KITCHEN, ItemType.SEARCH_QUERY, "search", "home", 5, text="grüne küche")
-    assert view.read(1).item_ids.tolist() == [KITCHEN, 33]
+    assert view.read(1).item_ids.tolist() == [KITCHEN, KITCHEN]
     assert view.read(1).event_ids[0] == with_event_ids([event])[0].event_id
+    assert view.search_query(KITCHEN) == "grüne küche"
 
 
 def test_only_the_newest_events_of_a_user_are_kept(folder):
@@ -111,27 +113,31 @@ def test_events_of_equal_time_keep_the_order_of_the_log(tmp_path):
     assert compiled(tmp_path).read(1).item_ids.tolist() == [2, 3, 1, 4, 5]
 
 
-def test_given_ids_are_kept_and_a_repeated_delivery_counts_once(tmp_path):
+def test_given_ids_are_kept_and_a_repeated_delivery_counts_once(tmp_path, caplog):
     rows = [(1, 10, "pin", "save", "home", 5), (1, 20, "pin", "save", "home", 6), (2, 10, "pin", "save", "home", 5)]
     ids = pa.array([2**64 - 1, 3, 3], pa.uint64())
     pq.write_table(
         pa.concat_tables([log_table(rows, event_id=ids), log_table(rows, event_id=ids)]), tmp_path / "events.parquet"
     )
-    view = compiled(tmp_path)
+    facts = compile_batch_view(tmp_path, tmp_path / "view")
+    view = BatchView.open(tmp_path / "view")
     assert view.read(1).event_ids.tolist() == [2**64 - 1, 3]
     assert view.read(2).event_ids.tolist() == [3]
+    assert (facts["num_events"], facts["num_dropped"]) == (3, 3)
+    assert "column event_id: repeats that of the same user's equal row (3 rows; " in caplog.text
 
 
 def test_equal_rows_without_ids_are_two_events(tmp_path):
     pq.write_table(log_table([ROWS[0], ROWS[0]]), tmp_path / "events.parquet")
     rows = compiled(tmp_path).read(7)
-    event = Event(7, 71, ItemType.PIN, "save", "home", 3_000_000)
+    event = Event(7, 71, ItemType.PIN, "save", "home", T0 + 3_000_000)
     assert rows.event_ids.tolist() == [e.event_id for e in with_event_ids([event, event])]
 
 
 def test_ids_may_be_given_for_some_rows_only(tmp_path):
     ids = pa.array([0, 17, None], pa.uint64())
-    pq.write_table(log_table([ROWS[0], ROWS[2], ROWS[3]], event_id=ids), tmp_path / "events.parquet")
+    table = log_table([ROWS[0], ROWS[2], ROWS[3]], event_id=ids, text=[None, None, "grüne Küche"])
+    pq.write_table(table, tmp_path / "events.parquet")
     found = compiled(tmp_path).read(7).event_ids
     assert found[0] == 17
     assert len(set(found.tolist())) == 3
@@ -183,7 +189,7 @@ def test_a_view_agrees_with_a_plain_sort_of_the_log(tmp_path):
 
 def test_a_new_view_replaces_the_old_one_and_open_readers_keep_theirs(folder):
     old = compiled(folder)
-    pq.write_table(log_table([(7, 99, "pin", "save", "home", 10_000_000)]), folder / "events.parquet")
+    pq.write_table(log_table([(7, 99, "pin", "save", "home", T0 + 10_000_000)]), folder / "events.parquet")
     new = compiled(folder)
     assert old.read(7).item_ids.tolist() == [72, KITCHEN, 71]
     assert new.read(7).item_ids.tolist() == [99]
@@ -199,13 +205,17 @@ def test_an_empty_view_knows_nobody():
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        (log_table().drop_columns(["action", "surface"]), r"lacks the columns \['action', 'surface'\]"),
-        (log_table().slice(0, 0), "has no rows"),
-        (log_table([(1, 1, "video", "save", "home", 1)]), "item_type has value 'video'; allowed: pin or search_query"),
-        (log_table([(1, 1, "pin", None, "home", 1), *ROWS]), "column action has 1 missing values"),
-        (log_table().set_column(0, "user_id", [["a", "b", "c", "d", "e"]]), "user_id has type string; allowed: int64"),
-        (log_table().set_column(1, "item_id", [[1.5] * 5]), "item_id has type double; allowed: int64"),
-        (log_table().set_column(3, "action", [[1] * 5]), "action has type int64; allowed: string"),
+        (log_table().drop_columns(["surface"]), "events.parquet, column surface: is missing"),
+        (log_table().slice(0, 0), "events.parquet: has no rows"),
+        (
+            log_table([(1, 1, "video", "save", "home", 1)]),
+            "item_type: is unknown; allowed: pin, search_.*'video'",
+        ),
+        (log_table([(1, 1, "pin", None, "home", 1), *ROWS], text=[None, *TEXTS]), r"action: is null \(1 row"),
+        (log_table(), r"text: is empty for a search_query \(1 row; row 3"),
+        (log_table().set_column(0, "user_id", [["a", "b", "c", "d", "e"]]), "user_id: has type string, must be int64"),
+        (log_table().set_column(1, "item_id", [[1.5] * 5]), "item_id: has type double, must be int64"),
+        (log_table().set_column(3, "action", [[1] * 5]), "action: has type int64, must be string"),
     ],
 )
 def test_a_log_that_breaks_the_contract_is_named(tmp_path, table, said):
@@ -215,11 +225,17 @@ def test_a_log_that_breaks_the_contract_is_named(tmp_path, table, said):
     assert not (tmp_path / "view").exists()
 
 
+def test_actions_that_dataset_json_does_not_allow_are_refused_here_too(folder):
+    (folder / "dataset.json").write_text(json.dumps({"actions": ["save"]}))
+    with pytest.raises(InvalidData, match=r"action: is unknown; dataset.json allows: save \(2 rows"):
+        compile_batch_view(folder, folder / "view")
+
+
 def test_a_folder_without_a_readable_log_is_named(tmp_path):
-    with pytest.raises(InvalidData, match=r"neither events\.parquet nor"):
+    with pytest.raises(InvalidData, match=r"events\.parquet: is missing"):
         compile_batch_view(tmp_path, tmp_path / "view")
     (tmp_path / "events.parquet").write_bytes(b"no parquet")
-    with pytest.raises(InvalidData, match="cannot be read"):
+    with pytest.raises(InvalidData, match="is not a readable Parquet file"):
         compile_batch_view(tmp_path, tmp_path / "view")
 
 

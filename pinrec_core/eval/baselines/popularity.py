@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pinrec_core.data.batches import target_outcomes
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.eval.evaluate import NUM_TARGETS, Corpus, HeldOut, held_out, measure
 
@@ -38,6 +37,6 @@ def _target_counts(dataset: Dataset, corpus: Corpus, train_rows: NDArray[np.int6
     """Target events of each pin among the training users: float32 [N]."""
     is_trained = np.zeros(dataset.histories.num_users, dtype=bool)
     is_trained[train_rows] = True
-    chosen = np.repeat(is_trained, np.diff(dataset.histories.offsets)) & (target_outcomes(dataset) >= 0)
+    chosen = np.repeat(is_trained, np.diff(dataset.histories.offsets)) & (dataset.target_outcomes >= 0)
     columns = corpus.columns(dataset.histories.item_ids[chosen])
     return torch.from_numpy(np.bincount(columns, minlength=len(corpus.ids)).astype(np.float32))
