@@ -274,7 +274,7 @@ def _show(bar: Any, state: Progress, loss: float) -> None:
 def _check_same(config: Config, saved: Config) -> None:
     """Raises InvalidConfig naming the first key in which a resumed run would differ."""
     now, then = config.to_dict(), saved.to_dict()
-    for section in ("data", "model", "targets", "train"):
+    for section in ("data", "model", "targets", "train", "generate"):  # generate: room for what is fed back
         for key, value in then[section].items():
             may_change = section == "train" and key in _MAY_CHANGE_ON_RESUME
             # JSON holds tuples as lists and reads them back as tuples, so plain comparison is exact.

@@ -77,6 +77,10 @@ def train(
     from pinrec_core.train.loop import train as run_training
 
     overrides = parse_overrides(assignments)
+    if resume and config_path is not None:
+        raise InvalidConfig(
+            "--config is given with --resume; allowed: one of them, since a run keeps its configuration"
+        )
     if resume:
         config = config_from_dict(_overridden(load_run_config(run_dir).to_dict(), overrides))
     elif config_path is None:

@@ -1,6 +1,6 @@
 """Every Prometheus metric of the gateway and the signal service: names, labels and buckets, once.
 
-Seconds and counts are base units, as Prometheus wants them. The dashboards and alerts under `deploy/` use these names.
+Seconds and counts are base units, as Prometheus wants them.
 """
 
 from __future__ import annotations

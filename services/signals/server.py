@@ -172,7 +172,8 @@ class SignalService:
 def main(releases: Path, data: Path, batch_view: Path | None, **options: Any) -> None:
     """Serve pinrec.v1.SignalService: append user events, answer merged histories.
 
-    An acknowledged event is on disk and in every later history of its user. SIGTERM drains: health NOT_SERVING, calls
+    An acknowledged event is on disk and in every later history of its user, unless it is older than the batch view's
+    watermark by more than a day: such an event waits for the next batch view. SIGTERM drains: health NOT_SERVING, calls
     in flight are answered, then the process ends.
     """
     configure_logging()

@@ -100,6 +100,7 @@ def test_the_progress_bar_shows_loss_and_examples(folder, tmp_path):
         (("--config", CONFIGS / "tiny.toml", "--set", "train.max_step=5"), "unknown key 'train.max_step'; known"),
         (("--config", CONFIGS / "tiny.toml", "--set", "max_steps=5"), "allowed: SECTION.KEY=VALUE"),
         (("--config", "nowhere.toml"), "config file 'nowhere.toml' does not exist"),
+        (("--resume", "--config", CONFIGS / "tiny.toml"), "--config is given with --resume"),
         (("--resume",), "is not a training run: config.json is missing"),
     ],
 )
