@@ -15,6 +15,10 @@ import click
 
 from pinrec_core import __version__
 from services.common.one_line import one_line_errors
+from services.common.threads import sleep_when_idle
+
+
+sleep_when_idle()
 
 
 class Verb(NamedTuple):
