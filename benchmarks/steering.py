@@ -10,7 +10,7 @@ appendix A.1). Every variant generates the same number of embeddings a request.
 
 from __future__ import annotations
 
-# ruff: noqa: E402, I001  the libraries read the thread policy when they load
+# ruff: noqa: E402  the libraries read the thread policy when they load
 from services.common.threads import sleep_when_idle
 
 sleep_when_idle()

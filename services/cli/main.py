@@ -17,7 +17,6 @@ from pinrec_core import __version__
 from services.common.one_line import one_line_errors
 from services.common.threads import sleep_when_idle
 
-
 sleep_when_idle()
 
 
