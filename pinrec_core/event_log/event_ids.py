@@ -32,7 +32,7 @@ def derived_event_ids(keys: Iterable[NDArray[np.generic]]) -> tuple[NDArray[np.u
     """
     hashes = np.zeros(1, dtype=np.uint64)
     for key in keys:
-        hashes = _mix(hashes + _GOLDEN + key.astype(np.uint64))
+        hashes = _mix(hashes + _GOLDEN + key.astype(np.uint64, copy=False))
     earlier = _earlier_equals(hashes)
     ids = _mix(hashes + earlier.view(np.uint64) * _GOLDEN)
     ids[ids == 0] = 1
@@ -43,16 +43,19 @@ def _earlier_equals(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
     """How many earlier rows have the same hash, int64 [n]."""
     order = np.argsort(hashes, kind="stable")
     ordered = hashes[order]
-    places = np.arange(len(hashes))
-    starts = np.ones(len(hashes), dtype=bool)
-    starts[1:] = ordered[1:] != ordered[:-1]
-    earlier = np.empty(len(hashes), dtype=np.int64)
-    earlier[order] = places - np.maximum.accumulate(np.where(starts, places, 0))
+    again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1  # places in the order, in runs that go on from a first row
+    is_second = np.diff(again, prepend=-1) != 1
+    first = np.maximum.accumulate(np.where(is_second, again - 1, 0))
+    earlier = np.zeros(len(hashes), dtype=np.int64)
+    earlier[order[again]] = again - first
     return earlier
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Finalizer of splitmix64: spreads every input bit over the whole word."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    """Finalizer of splitmix64, in place: spreads every input bit over the whole word."""
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
