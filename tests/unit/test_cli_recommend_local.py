@@ -34,7 +34,7 @@ def world(tmp_path_factory):
     dataset = open_dataset(root / "data", config)
     torch.manual_seed(0)
     model = PinRec(config, dataset.vocabulary, dataset.items.content.shape[1])
-    export(model, dataset.vocabulary, dataset, root / "releases")
+    export(model, dataset, root / "releases")
     return root
 
 
