@@ -75,6 +75,4 @@ class Unavailable(PinrecError):
     code = "UNAVAILABLE"
 
 
-BY_CODE: dict[str, type[PinrecError]] = {
-    cls.code: cls for cls in (DeadlineExceeded, Overloaded, Unavailable)
-}
+BY_CODE: dict[str, type[PinrecError]] = {cls.code: cls for cls in (DeadlineExceeded, Overloaded, Unavailable)}
