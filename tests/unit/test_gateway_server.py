@@ -391,7 +391,9 @@ async def test_drain_answers_what_is_in_flight_and_takes_nothing_new(stack):
     assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     watching.cancel()
     code, _ = await failure_of(stack.client.GetCandidates(ask()))
-    assert code is grpc.StatusCode.UNAVAILABLE
+    # A call that reaches a closing port before gRPC has told its channel so ends as CANCELLED; no handler saw it.
+    assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert len(stack.peer.requests) == 1
     assert not drain.done()
     stack.peer.release_me.set()
     assert len((await call).candidates) == 10
