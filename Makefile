@@ -9,7 +9,7 @@ BIN    := .venv/bin
 PINREC := $(BIN)/pinrec
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-data demo up loadtest proto clean
+.PHONY: help setup check format test test-data demo up loadtest bench-steering proto clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ up: setup ## Serve the demo's release until Ctrl-C and print calls to paste
 
 loadtest: setup ## 60 seconds of locust against a running gateway (make up, in another terminal)
 	PINREC_RELEASES=$(WORK)/demo-$(WORLD)/releases $(BIN)/locust -f loadtest/locustfile.py --headless --users 8 --spawn-rate 4 --run-time 60s --only-summary
+
+bench-steering: setup ## Does a budget steer? Trains uc, oc, mt_oc on the synthetic world; docs/figures (15 minutes)
+	$(BIN)/python -m benchmarks.steering --work $(WORK)/steering --report docs/figures
 
 proto: setup ## Regenerate the stubs of services/proto
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. services/proto/*.proto
