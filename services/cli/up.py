@@ -41,6 +41,8 @@ class Stack:
     triton_grpc_port: int = 8001
     triton_http_port: int = 8000
     triton_metrics_port: int = 8002
+    embed_items: str = ""
+    retrieve: str = ""
 
     def ports(self) -> dict[str, int]:
         """Every port, by the option that sets it."""
@@ -76,6 +78,22 @@ class Stack:
 @click.option("--triton-grpc-port", default=8001, show_default=True)
 @click.option("--triton-http-port", default=8000, show_default=True)
 @click.option("--triton-metrics-port", default=8002, show_default=True)
+@click.option(
+    "--embed-items",
+    default="",
+    envvar="PINREC_EMBED_ITEMS",
+    show_envvar=True,
+    metavar="HOST:PORT",
+    help="Triton of a memory host that holds the ID embedding; empty = in this stack's own.",
+)
+@click.option(
+    "--retrieve",
+    default="",
+    envvar="PINREC_RETRIEVE",
+    show_envvar=True,
+    metavar="HOST:PORT",
+    help="Triton of a memory host that holds the index; empty = in this stack's own.",
+)
 def up(**options: object) -> None:
     """Start signals, Triton and gateway on this machine, and stop them on Ctrl-C.
 
@@ -147,6 +165,8 @@ def _triton(stack: Stack) -> Process:
         grpc_port=stack.triton_grpc_port,
         http_port=stack.triton_http_port,
         metrics_port=stack.triton_metrics_port,
+        embed_items=stack.embed_items,
+        retrieve=stack.retrieve,
     )
     clean_shm(options)
     server = locate()

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -87,6 +88,9 @@ def test_processes_in_order_with_their_addresses(stack, tmp_path, monkeypatch):
     assert server.command[0] == str(triton)
     assert server.environment["PINREC_SIGNALS"] == signals_address
     assert server.environment["PINREC_RELEASES"] == str(stack.releases)
+    assert (server.environment["PINREC_EMBED_ITEMS"], server.environment["PINREC_RETRIEVE"]) == ("", "")
+    split = processes(replace(stack, embed_items="memory:1", retrieve="memory:2"))[1].environment
+    assert (split["PINREC_EMBED_ITEMS"], split["PINREC_RETRIEVE"]) == ("memory:1", "memory:2")
     assert list(gateway.command) == [
         *(sys.executable, "-m", "services.gateway.server"),
         *("--releases", str(stack.releases), "--triton", f"127.0.0.1:{stack.triton_grpc_port}"),
