@@ -119,8 +119,9 @@ def compile_batch_view(data_folder: Path, out: Path, max_events_per_user: int = 
     that times which only give the order (`schema.FIRST_WALL_CLOCK_MS`) sort like any other. Written beside `out` and
     renamed; an older view there is replaced, and processes that hold it open go on reading it. Repairs and notices of
     the log (`event_log/contract.py`) are logged. Returns counts for the caller to print. Raises InvalidData naming file
-    and column.
+    and column, or where `out` holds anything but a batch view, which replacing it would delete.
     """
+    _check_replaceable(out)
     log = load_events(data_folder)
     num_rows, watermark_ms = len(log) + log.num_repeats, int(log.timestamps_ms.max())
     _keep_newest(log, max_events_per_user)
@@ -191,6 +192,14 @@ def _write(out: Path, arrays: BatchArrays, facts: dict[str, Any]) -> None:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def _check_replaceable(out: Path) -> None:
+    if not out.exists():
+        return
+    strangers = sorted({path.name for path in out.iterdir()} - {MANIFEST, *(f"{name}.npy" for name in ARRAY_NAMES)})
+    if strangers:
+        raise InvalidData(f"{str(out)!r} holds {strangers[0]!r}, so it is no batch view: name another folder")
 
 
 def _replace_folder(staging: Path, out: Path) -> None:

@@ -163,13 +163,20 @@ def synthetic(dest: Path, **sizes: int) -> None:
 @data.command("batch-view")
 @click.argument("folder", type=_SOURCE)
 @click.argument("dest", type=_FOLDER)
-@click.option("--max-events", default=2_000, show_default=True, help="Newest events kept of each user.")
+@click.option(
+    "--max-events",
+    default=2_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Newest events kept of each user.",
+)
 def batch_view(folder: Path, dest: Path, max_events: int) -> None:
     """Compile the event log of FOLDER into the histories that the signal service maps, at DEST.
 
     One sorted, memory-mapped history a user, oldest first, with a manifest of checksums and the watermark (the newest
     event); events appended later than that come from the realtime view. The log is held to the contract, repaired and
-    read as in training (see `pinrec data check`). Written beside DEST and renamed into place.
+    read as in training (see `pinrec data check`). Written beside DEST and renamed into place;
+    an older batch view there is replaced, any other folder refused.
     """
     from pinrec_core.signals.batch_view import compile_batch_view
 

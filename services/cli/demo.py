@@ -21,7 +21,7 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from pinrec_core.errors import Unavailable
+from pinrec_core.errors import InvalidRequest, Unavailable
 from pinrec_core.release import Release, open_release, serving_state
 from services.cli.titles import release_titles
 from services.common.client import connect
@@ -33,6 +33,8 @@ GATEWAY = "localhost:8500"
 START_TIMEOUT_S = 120
 TITLE_CHARS = 38
 LATENCY_REQUESTS = 200
+MARK = ".made-by-pinrec-demo"
+"""File in a work folder that says that all of it may be deleted."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ STORIES = {
     "--world", type=click.Choice(list(STORIES)), default="movielens", show_default=True, help="Which event log."
 )
 @click.option(
-    "--work", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for all it makes."
+    "--work",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for all it makes, new or a demo's.",
 )
 @click.option("--stay", is_flag=True, help="Keep what --work already has, print calls to paste, serve until Ctrl-C.")
 def demo(world: str, work: Path, stay: bool) -> None:
@@ -97,7 +102,7 @@ def demo(world: str, work: Path, stay: bool) -> None:
     """
     story, paths = STORIES[world], Paths(work)
     if not (stay and (paths.releases / "serving.json").exists()):
-        shutil.rmtree(work, ignore_errors=True)
+        clear(work)
         prepare(story, paths)
     if stay:
         print_calls(story, paths)
@@ -105,6 +110,15 @@ def demo(world: str, work: Path, stay: bool) -> None:
     with running_stack(paths):
         tell(story, paths)
     click.echo("\nstack stopped")
+
+
+def clear(work: Path) -> None:
+    """Make `work` an empty folder of ours. Raises InvalidRequest if it holds what no demo made."""
+    if work.exists() and any(work.iterdir()) and not (work / MARK).exists():
+        raise InvalidRequest("--work", str(work), "a new folder: this one holds files of others, and is deleted first")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    (work / MARK).touch()
 
 
 @dataclass(frozen=True)

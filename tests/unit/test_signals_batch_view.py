@@ -196,6 +196,15 @@ def test_a_new_view_replaces_the_old_one_and_open_readers_keep_theirs(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["events.parquet", "view"]
 
 
+def test_a_folder_that_is_no_view_is_not_replaced(folder, tmp_path):
+    with pytest.raises(InvalidData, match=r"holds 'events\.parquet', so it is no batch view"):
+        compile_batch_view(folder, folder)
+    assert (folder / "events.parquet").exists()
+    (tmp_path / "empty").mkdir()
+    compile_batch_view(folder, tmp_path / "empty")
+    assert BatchView.open(tmp_path / "empty").read(7).item_ids.tolist() == [72, KITCHEN, 71]
+
+
 def test_an_empty_view_knows_nobody():
     view = BatchView.empty()
     assert (view.watermark_ms, view.num_users, view.search_query(1)) == (0, 0, "")
