@@ -86,7 +86,8 @@ def main(work: Path, report: Path | None, config: str, steps: int) -> None:
     world = SyntheticWorld(SPEC)
     if not (work / "data" / "dataset.json").exists():
         world.write(work / "data", progress=True)
-    overrides = {"train.max_steps": steps} if steps else {}
+    overrides: dict[str, float] = {"train.max_minutes": 0.0}  # equal steps for all, whatever the machine
+    overrides |= {"train.max_steps": steps} if steps else {}
     trained = [prepare(variant, world, work, load_config(config, overrides)) for variant in ("uc", "oc", "mt_oc")]
     results = {t.variant: measure(t) for t in trained}
     for line in table(results):
@@ -250,7 +251,7 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
             )
     axes.set_xlabel("planted click rate of what is returned")
     axes.set_ylabel("planted save rate of what is returned")
-    axes.set_title("A budget swept from clicks (0) to saves (1), synthetic world")
+    axes.set_title("Budget swept from clicks (0) to saves (1)")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.tight_layout()
