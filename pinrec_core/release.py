@@ -204,9 +204,14 @@ class ServingState:
 
 
 def serving_state(root: Path) -> ServingState:
-    """Read `serving.json`. Raises InvalidRelease if there is none yet."""
+    """Read `serving.json`. Raises InvalidRelease if there is none yet, or it says something else."""
     values = _read_json(root / "serving.json", "serving state")
-    return ServingState(active=int(values["active"]), open=tuple(int(n) for n in values["open"]))
+    try:
+        state = ServingState(active=int(values["active"]), open=tuple(int(n) for n in values["open"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidRelease('serving state: serving.json must look like {"active": 2, "open": [1, 2]}') from error
+    _check_state(state)
+    return state
 
 
 def activate(root: Path, number: int) -> ServingState:
@@ -224,9 +229,13 @@ def activate(root: Path, number: int) -> ServingState:
 
 def write_serving_state(root: Path, state: ServingState) -> None:
     """Replace `serving.json` atomically."""
+    _check_state(state)
+    _write_durably(root / "serving.json", {"active": state.active, "open": list(state.open)})
+
+
+def _check_state(state: ServingState) -> None:
     if state.active not in state.open or len(state.open) > MAX_OPEN:
         raise InvalidRelease(f"serving state {state} must hold its active release and at most {MAX_OPEN} open ones")
-    _write_durably(root / "serving.json", {"active": state.active, "open": list(state.open)})
 
 
 def sha256_of(path: Path) -> str:
@@ -245,11 +254,14 @@ def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _read_json(path: Path, what: str) -> Any:
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise InvalidRelease(f"{what}: {path.name} is missing") from error
     except (OSError, ValueError) as error:
         raise InvalidRelease(f"{what}: {path.name} is not readable JSON") from error
+    if not isinstance(values, dict):
+        raise InvalidRelease(f"{what}: {path.name} is not a JSON object")
+    return values
 
 
 def _write_durably(path: Path, values: Mapping[str, Any]) -> None:

@@ -110,6 +110,17 @@ def test_activation_keeps_the_one_before_open_and_refuses_a_broken_one(tmp_path)
     assert serving_state(tmp_path).active == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["{}", "[]", "7", "", '{"active": "x", "open": [1]}', '{"active": 1, "open": 1}', '{"active": 2, "open": [1]}'],
+)
+def test_a_serving_state_that_says_something_else_is_refused(tmp_path, text):
+    """Who follows the file goes on with what is open; an error of another type would end the process."""
+    (tmp_path / "serving.json").write_text(text)
+    with pytest.raises(InvalidRelease, match=r"serving"):
+        serving_state(tmp_path)
+
+
 def test_serving_state(tmp_path):
     with pytest.raises(InvalidRelease, match=r"serving\.json is missing"):
         serving_state(tmp_path)
