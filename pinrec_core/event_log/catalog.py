@@ -14,6 +14,7 @@ from pinrec_core.codec import quantize
 from pinrec_core.event_log.parquet import (
     ITEM_COLUMNS,
     OPTIONAL_ITEM_COLUMNS,
+    UNREADABLE,
     NameCodes,
     check_schemas,
     columns_of,
@@ -60,7 +61,7 @@ def read_items(folder: Path, findings: Findings, progress: bool = False) -> Cata
         return None
     try:
         return _Reader(files, folder / "items", name, findings).read(progress)
-    except pa.ArrowException as error:
+    except UNREADABLE as error:
         findings.file(name, f"cannot be read: {str(error).splitlines()[0]}")
         return None
 

@@ -10,7 +10,8 @@ A folder holds
 A timestamp below `schema.FIRST_WALL_CLOCK_MS` gives the order only; the surface `unknown` is the unknown code.
 
 Errors: a missing file or column, a wrong type, nulls, unknown item types or actions, negative times, times in seconds
-or microseconds, an embedding with NaN or of another length, a search query without text, no event of a listed pin.
+or microseconds, an embedding with NaN or of another length, a search query without text, no event of a listed pin, no
+known surface.
 Repairs, each counted and reported: rows that repeat an event_id of their user dropped, disorder sorted (rows of equal
 time keep the log's order), item ids of search queries hashed from their text, the first of items with one id kept,
 zero content for items with neither embedding nor text.
@@ -133,6 +134,8 @@ def _read_events(folder: Path, findings: Findings, progress: bool) -> tuple[Data
     if events is None:
         return None
     _check_actions(events, facts, findings)
+    if not facts.search_surfaces and set(events.surface_names) == {UNKNOWN_SURFACE}:
+        findings.file(EVENTS, "is unknown in every row; a request must name one", "surface")
     return facts, events
 
 

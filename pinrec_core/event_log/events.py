@@ -19,6 +19,7 @@ from pinrec_core.event_log.event_ids import derived_event_ids, name_hash
 from pinrec_core.event_log.parquet import (
     EVENT_COLUMNS,
     OPTIONAL_EVENT_COLUMNS,
+    UNREADABLE,
     NameCodes,
     check_schemas,
     columns_of,
@@ -98,7 +99,7 @@ def read_events(folder: Path, findings: Findings, progress: bool = False) -> Eve
         return None
     try:
         log = _Reader(files, folder / "events", name, findings).read(progress)
-    except pa.ArrowException as error:
+    except UNREADABLE as error:
         findings.file(name, f"cannot be read: {str(error).splitlines()[0]}")
         return None
     _check_times(log, name, findings)

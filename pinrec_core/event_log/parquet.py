@@ -26,6 +26,9 @@ OPTIONAL_EVENT_COLUMNS = {"event_id": "uint64", "text": "string", "actions": "li
 ITEM_COLUMNS = {"item_id": "int64", "item_type": "name"}
 OPTIONAL_ITEM_COLUMNS = {"embedding": "list<float>", "text": "string", "title": "string", "url": "string"}
 
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What reading a file may raise: values that do not fit a column's type, damaged pages, text that is not UTF-8."""
+
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 _ARROW_TYPES = {
     "int64": pa.int64(),
@@ -104,7 +107,7 @@ def count_rows(files: list[Path]) -> int:
 def read_batches(files: list[Path], base: Path, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
     """Batches of the wanted `columns` (name -> type) in file order, cast to those types; absent columns are null.
 
-    Hive partition folders (`surface=home/`) under `base` give columns too. Raises pyarrow.ArrowException.
+    Hive partition folders (`surface=home/`) under `base` give columns too. Raises UNREADABLE.
     """
     schema = pa.schema([(name, _ARROW_TYPES[kind]) for name, kind in columns.items()])
     names = [name for name in columns if schema.field(name).type == _NAMES]

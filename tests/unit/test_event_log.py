@@ -415,3 +415,22 @@ def test_check_verb_says_it_and_sets_the_exit_code(tmp_path):
     bad = CliRunner().invoke(data, ["check", str(write(tmp_path / "bad", ERRORS["seconds"][0]))])
     assert bad.exit_code == 1
     assert "ERROR   events.parquet, column timestamp_ms: looks like seconds" in bad.output
+
+
+def test_a_damaged_page_is_one_sentence(tmp_path):
+    path = write(tmp_path) / "events.parquet"
+    content = path.read_bytes()
+    at = content.index(b"PAR1", 1) if b"PAR1" in content[4:-4] else 60
+    path.write_bytes(content[:at] + bytes(60) + content[at + 60 :])
+    assert str(only_problem(tmp_path)).startswith("events.parquet: cannot be read: ")
+
+
+def test_text_that_is_not_utf8_is_one_sentence(tmp_path):
+    latin1 = pa.array([b"caf\xe9", b"tea"]).view(pa.string())
+    assert str(only_problem(write(tmp_path, items={"text": latin1}))).startswith("items.parquet: cannot be read: ")
+
+
+def test_a_log_without_any_known_surface_is_refused(tmp_path):
+    """Nobody could ask for candidates: a request names a surface of the log."""
+    problem = only_problem(write(tmp_path, {"surface": ["unknown"] * 5}))
+    assert str(problem) == "events.parquet, column surface: is unknown in every row; a request must name one"
