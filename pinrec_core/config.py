@@ -195,7 +195,32 @@ class Config:
         return asdict(self)
 
 
+_LEAST: dict[str, dict[str, float]] = {
+    "data": {"content_dim": 1, "min_history": 1, "test_share": 0, "validation_share": 0, "split_seed": 0},
+    "model": {
+        "num_layers": 1, "num_heads": 1, "hidden_dim": 1, "embedding_dim": 1, "id_dim": 1, "num_hashes": 1,
+        "hash_rows": 1, "hash_dim": 1, "max_history": 1, "dropout": 0,
+    },
+    "targets": {"offsets_per_position": 1, "window_size": 1},
+    "train": {
+        "batch_size": 1, "max_steps": 1, "max_minutes": 0, "learning_rate": 0, "warmup_steps": 0,
+        "random_negatives": 0, "sketch_width": 1, "sketch_depth": 1, "eval_every": 1, "patience": 0, "seed": 0,
+    },
+    "generate": {"num_steps": 1},
+    "retrieve": {"nlist": 0, "nprobe": 0, "ef_search": 0, "overfetch_factor": 1, "popular_per_list": 1},
+    "serve": {
+        "max_candidates": 1, "default_deadline_ms": 1, "max_in_flight": 1, "max_excluded": 0, "max_batch": 1,
+    },
+}  # fmt: skip
+"""Smallest value of each number that has one."""
+
+
 def _check(config: Config) -> None:
+    for section, least in _LEAST.items():
+        for name, low in least.items():
+            value = getattr(getattr(config, section), name)
+            if not value >= low:
+                raise InvalidConfig(f"{section}.{name} has value {value!r}; allowed: at least {low}")
     m, g, t = config.model, config.generate, config.targets
     rules: list[tuple[bool, str, object, str]] = [
         (m.hidden_dim % m.num_heads == 0, "model.hidden_dim", m.hidden_dim, f"a multiple of num_heads = {m.num_heads}"),
@@ -204,14 +229,13 @@ def _check(config: Config) -> None:
         (m.embedder_layers in (2, 3), "model.embedder_layers", m.embedder_layers, "2 or 3"),
         (m.variant == "mt_oc" or g.offsets_per_step == 1, "generate.offsets_per_step", g.offsets_per_step,
          f"1 for variant {m.variant}"),
-        (g.num_steps >= 1, "generate.num_steps", g.num_steps, "at least 1"),
+        (m.dropout < 1.0, "model.dropout", m.dropout, "below 1"),
+        (len(set(config.data.outcomes)) == len(config.data.outcomes), "data.outcomes", config.data.outcomes,
+         "each outcome once"),
         (1 <= g.offsets_per_step <= t.max_offset, "generate.offsets_per_step", g.offsets_per_step,
          f"1 to targets.max_offset = {t.max_offset}"),
-        (t.window_size >= 1, "targets.window_size", t.window_size, "at least 1"),
         (0.0 < t.next_share <= 1.0, "targets.next_share", t.next_share, "in (0, 1]: offset 1 must be trained"),
-        (config.retrieve.overfetch_factor >= 1.0, "retrieve.overfetch_factor", config.retrieve.overfetch_factor,
-         "at least 1"),
-        (0.0 <= config.data.test_share + config.data.validation_share < 1.0, "data.test_share", config.data.test_share,
+        (config.data.test_share + config.data.validation_share < 1.0, "data.test_share", config.data.test_share,
          "test_share + validation_share below 1"),
     ]  # fmt: skip
     for ok, key, value, allowed in rules:

@@ -33,6 +33,12 @@ def test_a_file_with_overrides(tmp_path):
         ({"data": {"outcomes": "save"}}, ["data.outcomes", "'save'", "list of strings"]),
         ({"train": 3}, ["train", "table"]),
         ({"targets": {"next_share": 0.0}}, ["targets.next_share", "0.0"]),
+        ({"model": {"num_heads": 0}}, ["model.num_heads", "0", "at least 1"]),
+        ({"train": {"batch_size": 0}}, ["train.batch_size", "0", "at least 1"]),
+        ({"train": {"eval_every": 0}}, ["train.eval_every", "0", "at least 1"]),
+        ({"data": {"test_share": -0.5}}, ["data.test_share", "-0.5", "at least 0"]),
+        ({"model": {"dropout": 2.0}}, ["model.dropout", "2.0", "below 1"]),
+        ({"data": {"outcomes": ["save", "save"]}}, ["data.outcomes", "once"]),
         ({"train": {"log_q": 1}}, ["train.log_q", "bool"]),
     ],
 )
