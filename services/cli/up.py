@@ -24,6 +24,7 @@ from services.triton.command import TritonOptions, clean_shm, command, environme
 from services.triton.tools import locate
 
 _PROBE_S = 1.0
+_PORT = click.IntRange(1, 65_535)
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,13 @@ class Stack:
     help="Compiled histories of the event log; without one, only appended events make a history.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that everything listens on.")
-@click.option("--gateway-port", default=8500, show_default=True, help="Where a ranking service calls.")
-@click.option("--gateway-metrics-port", default=9500, show_default=True)
-@click.option("--signals-port", default=8600, show_default=True, help="Where events are appended.")
-@click.option("--signals-metrics-port", default=9600, show_default=True)
-@click.option("--triton-grpc-port", default=8001, show_default=True)
-@click.option("--triton-http-port", default=8000, show_default=True)
-@click.option("--triton-metrics-port", default=8002, show_default=True)
+@click.option("--gateway-port", default=8500, show_default=True, type=_PORT, help="Where a ranking service calls.")
+@click.option("--gateway-metrics-port", default=9500, show_default=True, type=_PORT)
+@click.option("--signals-port", default=8600, show_default=True, type=_PORT, help="Where events are appended.")
+@click.option("--signals-metrics-port", default=9600, show_default=True, type=_PORT)
+@click.option("--triton-grpc-port", default=8001, show_default=True, type=_PORT)
+@click.option("--triton-http-port", default=8000, show_default=True, type=_PORT)
+@click.option("--triton-metrics-port", default=8002, show_default=True, type=_PORT)
 @click.option(
     "--embed-items",
     default="",
@@ -121,14 +122,20 @@ def check(stack: Stack) -> None:
         hint = f"`pinrec release activate {numbers[-1]}`" if numbers else "`pinrec export`"
         raise InvalidConfig(f"--releases has value {str(stack.releases)!r}, where no release is active: {hint} first")
     serving_state(stack.releases)
+    if not is_free(stack.host, 0):
+        raise InvalidConfig(f"--host has value {stack.host!r}; allowed: an IPv4 address or name of this machine")
+    options: dict[int, str] = {}
     for name, port in stack.ports().items():
+        option = "--" + name.replace("_", "-")
+        if port in options:
+            raise InvalidConfig(f"{option} has value {port}, which is also {options[port]}; choose a port for each")
+        options[port] = option
         if not is_free(stack.host, port):
-            option = "--" + name.replace("_", "-")
             raise InvalidConfig(f"{option} has value {port}, which another process listens on; choose a free port")
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether nothing listens on a port."""
+    """Whether nothing listens on a port of an address that this machine has; port 0 = whether it has the address."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT can be listened on
         try:

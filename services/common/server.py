@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class ServerOptions:
     """How a process listens and stops.
 
-    `listen` "host:port", port 0 = any free one; `metrics_port` 0 = no metrics port. On SIGTERM health turns
+    `listen` "host:port", port 0 = any free one; `metrics_port`, on the same host, 0 = none. On SIGTERM health turns
     NOT_SERVING, calls are still taken for `linger_s` seconds (so that load balancers notice), then those in flight have
     `drain_s` seconds.
     """
@@ -54,7 +54,10 @@ def server_options(listen: str, metrics_port: int) -> Callable[[Command], Comman
     options = [
         click.option("--listen", default=listen, show_default=True, metavar="HOST:PORT", help="Where to serve gRPC."),
         click.option(
-            "--metrics-port", default=metrics_port, show_default=True, help="Port of Prometheus metrics; 0 = none."
+            "--metrics-port",
+            default=metrics_port,
+            show_default=True,
+            help="Port of Prometheus metrics, on the host of --listen; 0 = none.",
         ),
         click.option("--reflection/--no-reflection", default=True, show_default=True, help="Serve gRPC reflection."),
         click.option(
@@ -110,9 +113,12 @@ class GrpcServer:
 
     def _serve_metrics(self, port: int) -> None:
         try:
-            start_http_server(port, registry=self._registry)
+            start_http_server(port, addr=self._host(), registry=self._registry)
         except OSError as error:
             raise InvalidConfig(f"--metrics-port has value {port}; allowed: a free port, or 0 for none") from error
+
+    def _host(self) -> str:
+        return self.options.listen.rpartition(":")[0].strip("[]")
 
     async def set_serving(self, serving: bool) -> None:
         """Answer of the health service from now on; ignored once draining."""

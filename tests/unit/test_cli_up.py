@@ -65,6 +65,16 @@ def test_a_taken_port_is_named_by_its_option(stack):
     check(stack)
 
 
+def test_ports_and_host_that_cannot_be_listened_on_are_named(stack, releases):
+    twice = replace(stack, signals_port=stack.gateway_port)
+    with pytest.raises(InvalidConfig, match=rf"--signals-port has value {stack.gateway_port}, which is also --gateway"):
+        check(twice)
+    with pytest.raises(InvalidConfig, match=r"--host has value '192\.0\.2\.1'; allowed"):
+        check(replace(stack, host="192.0.2.1"))
+    too_large = CliRunner().invoke(up, ["--releases", str(releases), "--gateway-port", "99999"])
+    assert "99999 is not in the range 1<=x<=65535" in too_large.output
+
+
 def test_the_command_ends_with_the_reason(releases):
     result = CliRunner().invoke(up, ["--releases", str(releases)])
     assert isinstance(result.exception, InvalidConfig)

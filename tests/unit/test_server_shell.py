@@ -145,3 +145,15 @@ def test_the_gateway_process_waits_unready_and_ends_cleanly_on_sigterm(gateway_p
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
     assert "Traceback" not in process.stderr.read()
+
+
+async def test_metrics_are_served_on_the_address_of_the_calls_only(monkeypatch):
+    """No port of a process that listens on the loopback may be open to the network."""
+    bound = []
+    monkeypatch.setattr("services.common.server.start_http_server", lambda port, addr, registry: bound.append(addr))
+    for listen in ("127.0.0.1:0", "[::1]:0"):
+        shell = GrpcServer([SERVICE], ServerOptions(listen, metrics_port=9), CollectorRegistry())
+        monkeypatch.setattr(shell.server, "add_insecure_port", lambda address: 1)
+        await shell.start()
+        await shell.server.stop(0)
+    assert bound == ["127.0.0.1", "::1"]
