@@ -145,7 +145,9 @@ def map_ids(source: Path, dest: Path) -> None:
 @click.option("--topics", default=0, show_default=True, help="Number of topics; 0 = one for 40 items.")
 @click.option("--content-dim", default=32, show_default=True, help="Width of the items' embeddings.")
 @click.option("--days", default=60, show_default=True, help="Days that the log spans.")
-@click.option("--seed", default=0, show_default=True, help="Same seed and sizes, same files.")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Same seed and sizes, same files."
+)
 def synthetic(dest: Path, **sizes: int) -> None:
     """Make a synthetic world and write its log to DEST.
 

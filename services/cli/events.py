@@ -20,6 +20,8 @@ from services.proto import signals_pb2
 from services.proto.signals_pb2_grpc import SignalServiceStub
 
 TIMEOUT_S = 10.0
+_MAX_DIGITS = 18
+"""Of a time in milliseconds: more do not fit an int64."""
 
 
 @click.group()
@@ -123,7 +125,7 @@ def parse_time(text: str) -> int:
     """
     if text == "now":
         return int(time.time() * 1000)
-    if text.isdigit():
+    if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS:
         return int(text)
     try:
         moment = datetime.fromisoformat(text)

@@ -14,7 +14,13 @@ _NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--run", "run_dir", required=True, type=_FOLDER, help="What `pinrec train` wrote.")
 @click.option("--data", "data_dir", required=True, type=_FOLDER, help="The event log, or a newer one.")
 @click.option("--releases", default="work/releases", show_default=True, type=_NEW_FOLDER, help="Folder of releases.")
-@click.option("--id-shards", default=1, show_default=True, help="Files that the ID table is cut into, by row range.")
+@click.option(
+    "--id-shards",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Files that the ID table is cut into, by row range.",
+)
 @click.option(
     "--activate/--no-activate",
     default=True,

@@ -143,9 +143,10 @@ def test_times():
     assert parse_time("2023-11-14T23:13:20+01:00") == 1_700_000_000_000
 
 
-def test_a_time_that_is_none_is_named():
+@pytest.mark.parametrize("at", ["soon", "99999999999999999999", "²"])
+def test_a_time_that_is_none_is_named(at):
     result = run(
-        *("append", "--user", "1", "--item", "1", "--action", "save", "--surface", "home", "--at", "soon"),
+        *("append", "--user", "1", "--item", "1", "--action", "save", "--surface", "home", "--at", at),
         signals="localhost:1",
     )
-    assert result.stderr.startswith("Error: --at has value 'soon'; allowed: now, Unix milliseconds, ")
+    assert result.stderr.startswith(f"Error: --at has value {at!r}; allowed: now, Unix milliseconds, ")
