@@ -46,7 +46,11 @@ def parse_overrides(assignments: tuple[str, ...]) -> dict[str, Any]:
     "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="TOML file; see configs/*.toml."
 )
 @click.option(
-    "--run", "run_dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the run."
+    "--run",
+    "run_dir",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run, new unless --resume.",
 )
 @click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a key; repeatable.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of --run, with its configuration.")
@@ -86,6 +90,7 @@ def train(
     elif config_path is None:
         raise InvalidConfig("--config is missing; allowed: a TOML file, or --resume")
     else:
+        check_unused(run_dir)
         config = load_config(config_path, overrides)
     dataset = open_dataset(data_dir, config, fitted=load_fitted(run_dir) if resume else None)
     validation = dataset.split(config).validation
@@ -148,6 +153,18 @@ def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: boo
     settings = {"k": k, "num_targets": targets, "drop_seen": not keep_seen}
     add_test_metrics(run_dir, {**found, **settings})
     click.echo(json.dumps({**settings, **results}, indent=1) if as_json else table(results))
+
+
+def check_unused(run_dir: Path) -> None:
+    """Raise InvalidConfig if a new run would overwrite a trained one, or mix with files of others.
+
+    A run that was interrupted before its first checkpoint holds nothing to lose.
+    """
+    present = {path.name for path in run_dir.iterdir()} if run_dir.exists() else set()
+    if kept := sorted(present - {"config.json", "vocabulary.json", "dataset.json", "text_encoder"}):
+        raise InvalidConfig(
+            f"--run has value {str(run_dir)!r}, which holds {kept[0]!r}; allowed: a new folder, or --resume"
+        )
 
 
 def table(columns: Mapping[str, Mapping[str, float]]) -> str:

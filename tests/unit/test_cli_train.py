@@ -71,6 +71,20 @@ def test_evaluate_prints_a_table_beside_popularity_and_keeps_the_metrics(folder,
     assert (kept["k"], kept["num_targets"]) == (10, 2)
 
 
+def test_a_run_or_a_data_folder_is_not_trained_over(folder, run, tmp_path):
+    """Weights of the old run beside the configuration of the new one would be exported as if they belonged together."""
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    for place, held in ((run, "last.safetensors"), (folder, "events.parquet")):
+        result = pinrec("train", "--data", folder, "--config", CONFIGS / "tiny.toml", "--run", place, *QUICK)
+        assert result.exit_code == 1
+        assert f"which holds {held!r}; allowed: a new folder, or --resume" in result.output
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+    (tmp_path / "config.json").touch()  # interrupted before its first checkpoint
+    assert (
+        pinrec("train", "--data", folder, "--config", CONFIGS / "tiny.toml", "--run", tmp_path, *QUICK).exit_code == 0
+    )
+
+
 def test_evaluate_prints_json(folder, run):
     result = pinrec("evaluate", "--run", run, "--data", folder, "--k", 3, "--json", "--quiet")
     values = json.loads(result.output)
