@@ -134,15 +134,26 @@ def publish(root: Path, facts: ReleaseFacts, write: Callable[[Path], None]) -> i
     staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=root))
     try:
         write(staging)
-        number = max(list_releases(root), default=0) + 1
-        manifest = {"format": FORMAT, "release": number, **vars(facts), "files": _checksums(staging)}
-        _write_durably(staging / "manifest.json", manifest)
+        manifest = {"format": FORMAT, **vars(facts), "files": _checksums(staging)}
         staging.chmod(0o755)
-        os.rename(staging, root / str(number))
+        while not _take_number(root, staging, manifest, number := max(list_releases(root), default=0) + 1):
+            pass
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return number
+
+
+def _take_number(root: Path, staging: Path, manifest: Mapping[str, Any], number: int) -> bool:
+    """Rename `staging` to `number`. Returns whether the number was free: another export may have been faster."""
+    _write_durably(staging / "manifest.json", {**manifest, "release": number})
+    try:
+        os.rename(staging, root / str(number))
+    except OSError:
+        if not (root / str(number)).exists():
+            raise
+        return False
+    return True
 
 
 def list_releases(root: Path) -> list[int]:

@@ -48,6 +48,15 @@ def test_publish_open_and_look_up(tmp_path):
     assert release.items.rows(np.array([2**62, 0, -5, 2**63 - 1])).tolist() == [2, -1, 0, -1]
 
 
+def test_an_export_that_another_overtakes_takes_the_next_number(tmp_path, monkeypatch):
+    assert publish(tmp_path, FACTS, write) == 1
+    looks = iter([[], [1]])  # the first look is from before the other's rename
+    monkeypatch.setattr("pinrec_core.release.list_releases", lambda root: next(looks))
+    assert publish(tmp_path, FACTS, write) == 2
+    assert open_release(tmp_path, 2).number == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
 def test_a_failing_write_leaves_nothing(tmp_path):
     def half(folder):
         write(folder)
