@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import click
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
-from pinrec_core.errors import InvalidConfig
+from pinrec_core.errors import InvalidConfig, InvalidRequest
 from services.common.errors import status_of
 from services.common.metrics import RpcMetrics
 
@@ -166,16 +167,18 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None or handler.unary_unary is None:
             return handler
         method = details.method.rpartition("/")[2]
+        # Without a deserializer the bytes come here: what cannot be read is answered by the one table too.
         return grpc.unary_unary_rpc_method_handler(
-            self._guard(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+            self._guard(handler.unary_unary, method, handler.request_deserializer or bytes),
+            response_serializer=handler.response_serializer,
         )
 
-    def _guard(self, call: Handler, method: str) -> Handler:
-        async def guarded(request: Any, context: grpc.aio.ServicerContext) -> Any:
+    def _guard(self, call: Handler, method: str, read: Callable[[bytes], Any]) -> Handler:
+        async def guarded(encoded: bytes, context: grpc.aio.ServicerContext) -> Any:
             start = time.perf_counter()
             code = grpc.StatusCode.CANCELLED
             try:
-                answer = await call(request, context)
+                answer = await call(_read(read, encoded), context)
                 code = grpc.StatusCode.OK
             except grpc.aio.AbortError:
                 code = context.code()
@@ -188,6 +191,13 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return answer
 
         return guarded
+
+
+def _read(read: Callable[[bytes], Any], encoded: bytes) -> Any:
+    try:
+        return read(encoded)
+    except DecodeError as error:
+        raise InvalidRequest("message", f"{len(encoded)} bytes", "the request of this method, encoded") from error
 
 
 async def _abort(context: grpc.aio.ServicerContext, code: grpc.StatusCode, message: str) -> None:

@@ -80,6 +80,14 @@ async def test_answers_pass_and_are_timed(shell, channel):
     assert shell[1].get_sample_value("pinrec_rpc_seconds_count", labels) == 1
 
 
+async def test_bytes_that_are_no_request_are_the_callers_error(channel):
+    call = channel.unary_unary(f"/{SERVICE}/GetCandidates")
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call(b"\xff\xff\xff")
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert failed.value.details() == "message has value '3 bytes'; allowed: the request of this method, encoded"
+
+
 class Gone:
     """The context of a call whose client has hung up, as gRPC answers in rare races: it cannot be told anything."""
 
@@ -92,13 +100,13 @@ async def test_an_error_for_a_client_that_is_gone_is_counted_and_ends_the_call_q
         raise DeadlineExceeded("too late")
 
     async def continuation(details):
-        return grpc.unary_unary_rpc_method_handler(late)
+        return grpc.unary_unary_rpc_method_handler(late, GetCandidatesRequest.FromString)
 
     registry = CollectorRegistry()
     details = SimpleNamespace(method=f"/{SERVICE}/GetCandidates")
     guarded = await EdgeInterceptor(RpcMetrics(registry)).intercept_service(continuation, details)
     with pytest.raises(asyncio.CancelledError):
-        await guarded.unary_unary(GetCandidatesRequest(), Gone())
+        await guarded.unary_unary(b"", Gone())
     labels = {"method": "GetCandidates", "code": "DEADLINE_EXCEEDED"}
     assert registry.get_sample_value("pinrec_rpc_seconds_count", labels) == 1
 
