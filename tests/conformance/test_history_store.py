@@ -163,7 +163,7 @@ def test_kill_9_keeps_every_acknowledged_event(reopen, tmp_path):
 
 def test_a_second_owner_is_refused_without_naming_a_path(reopen, tmp_path):
     store = reopen()
-    with pytest.raises(Unavailable, match="realtime view cannot be opened: IO error") as refusal:
+    with pytest.raises(Unavailable, match="realtime view cannot be opened: another process owns it") as refusal:
         reopen()
     store.close()
     assert str(tmp_path) not in str(refusal.value)

@@ -324,5 +324,5 @@ def test_a_second_server_on_the_same_data_ends_with_one_line(world, tmp_path):
         [*command, "--data", str(data), "--listen", "localhost:0"], capture_output=True, text=True, timeout=60
     )
     assert second.returncode == 1
-    assert second.stderr.splitlines()[-1] == "Error: realtime view cannot be opened: IO error"
+    assert second.stderr.splitlines()[-1] == "Error: realtime view cannot be opened: another process owns it"
     assert first.end() == 0
