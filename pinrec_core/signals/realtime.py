@@ -149,6 +149,6 @@ def _event(key: bytes, row: bytes) -> Event:
 
 def _reason(error: Exception) -> str:
     """The kind of a RocksDB error ("IO error", "Corruption"), without the paths that its message names."""
-    if "While lock file" in str(error):
+    if "/LOCK: " in str(error):
         return "another process owns it"
     return str(error).partition(":")[0]
