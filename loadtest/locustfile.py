@@ -17,11 +17,15 @@ import grpc.experimental.gevent as grpc_gevent
 from locust import User, task
 from traffic import Traffic
 
+from pinrec_core.errors import PinrecError
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 
 grpc_gevent.init_gevent()  # locust has patched the sockets by now; gRPC's own loop must yield to gevent too
 
-TRAFFIC = Traffic.from_env(os.environ)
+try:
+    TRAFFIC = Traffic.from_env(os.environ)
+except PinrecError as wrong:
+    raise SystemExit(f"Error: {wrong.message}") from None
 TIMEOUT_S = 5.0
 
 

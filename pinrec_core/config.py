@@ -132,6 +132,11 @@ class GenerateConfig:
     compression_threshold: float = 0.9
     """Cosine above which an embedding is merged into an earlier one; 1 or more = never."""
 
+    @property
+    def num_fed(self) -> int:
+        """F: tokens fed back to a branch in each decode step."""
+        return self.offsets_per_step if self.feed == "block" else 1
+
 
 @dataclass(frozen=True)
 class RetrieveConfig:
@@ -181,14 +186,9 @@ class Config:
         _check(self)
 
     @property
-    def num_fed(self) -> int:
-        """F: tokens fed back to a branch in each decode step."""
-        return self.generate.offsets_per_step if self.generate.feed == "block" else 1
-
-    @property
     def max_positions(self) -> int:
         """Start token + history + everything a branch may be fed."""
-        return 1 + self.model.max_history + (self.generate.num_steps - 1) * self.num_fed
+        return 1 + self.model.max_history + (self.generate.num_steps - 1) * self.generate.num_fed
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON or TOML."""

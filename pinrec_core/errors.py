@@ -1,7 +1,7 @@
 """Typed errors: what a user can cause or a stage can meet. Each names the key, the value and what is allowed.
 
 The one table from these classes to gRPC codes is `services/common/errors.py`. `code` is the word that
-travels between Triton stages (`serving/triton_io.py`); a message never holds a path or a traceback.
+travels between Triton stages (`serving/error_words.py`); a message never holds a path or a traceback.
 """
 
 from __future__ import annotations

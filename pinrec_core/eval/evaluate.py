@@ -278,7 +278,7 @@ def _longest_history(model: PinRec, plan: GenerateConfig) -> int:
     A comparison rolls out as many embeddings as there are targets, which may be more than serving does.
     """
     config = model.config
-    return min(config.model.max_history, config.max_positions - 1 - (plan.num_steps - 1) * config.num_fed)
+    return min(config.model.max_history, config.max_positions - 1 - (plan.num_steps - 1) * plan.num_fed)
 
 
 def _left_align(values: Tensor, taken: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pinrec_core.config import GenerateConfig
@@ -33,11 +34,11 @@ class Generator:
 
     @classmethod
     def open(cls, release: Release, device: str = "cpu") -> Generator:
-        """Load the decoder of a release. Raises InvalidRelease if its weights do not fit its configuration."""
+        """Load the decoder of a release. Raises InvalidRelease if its weights are damaged or do not fit its sizes."""
         model = PinRec(release.config, release.vocabulary, release.content_dim, with_id_table=False)
         try:
             model.load_state_dict(load_file(release.path / "decoder.safetensors"))
-        except RuntimeError as error:
+        except (RuntimeError, SafetensorError) as error:
             raise InvalidRelease(f"release {release.number}: decoder.safetensors does not fit config.json") from error
         return cls(model, release.vocabulary, device)
 

@@ -34,7 +34,7 @@ class Branches:
 def rollout(model: PinRec, inputs: SequenceInputs, branches: Branches, plan: GenerateConfig) -> Tensor:
     """Generate with a KV cache: [B, A, M, D], step-major, then offset."""
     batch, num_branches = branches.outcomes.shape
-    fed = _num_fed(plan)
+    fed = plan.num_fed
     prefix = inputs.timestamps_ms.size(1) + 1
     slots = prefix + (plan.num_steps - 1) * num_branches * fed
     cache = model.decoder.new_cache(batch, slots, like=model.start_token)
@@ -103,7 +103,7 @@ def feed(
     model: PinRec, block: Tensor, branches: Branches, inputs: SequenceInputs, plan: GenerateConfig, step: int
 ) -> tuple[Tensor, Tensor]:
     """The tokens that a step's block [B, A, O, D] becomes, and their positions: [B, A F, width], int64 [B, A F]."""
-    fed = _num_fed(plan)
+    fed = plan.num_fed
     batch, num_branches = branches.outcomes.shape
     now = branches.request_time_ms[:, None].expand(-1, fed)  # [B, F]
     before = now.clone()
@@ -136,7 +136,3 @@ def branch_mask(lengths: Tensor, prefix: int, num_branches: int, fed: int, num_s
     batch = lengths.size(0)
     parts = [valid[:, None].expand(batch, count, prefix), own[None].expand(batch, count, count)]
     return torch.cat(parts, dim=-1)[:, None]
-
-
-def _num_fed(plan: GenerateConfig) -> int:
-    return plan.offsets_per_step if plan.feed == "block" else 1

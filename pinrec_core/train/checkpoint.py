@@ -12,6 +12,7 @@ run_dir/
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,11 +25,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pinrec_core.config import Config, config_from_dict
-from pinrec_core.data.dataset import Fitted
+from pinrec_core.data.dataset import Dataset, Fitted
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.schema import Vocabulary
 from pinrec_core.text_encoder import TextEncoder
+
+log = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
 _MODEL, _OPTIMIZER = "model.", "optimizer."
@@ -93,6 +96,13 @@ def load_fitted(run_dir: Path) -> Fitted:
     """The vocabulary and text encoder of a run. Raises as `load_checkpoint`."""
     vocabulary = Vocabulary.from_dict(_read_json(run_dir / "vocabulary.json"))
     return Fitted(vocabulary, TextEncoder.load(run_dir / "text_encoder"))
+
+
+def note_other_data(run_dir: Path, dataset: Dataset) -> None:
+    """Warn if a run was trained on a data set of another name: its model knows neither these users nor these items."""
+    name = _read_json(run_dir / "dataset.json")["name"]
+    if name != dataset.name:
+        log.warning("%s was trained on %s; this is %s", run_dir.name, name, dataset.name)
 
 
 def load_run_config(run_dir: Path) -> Config:

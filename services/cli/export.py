@@ -36,11 +36,12 @@ def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, activa
     """
     from pinrec_core.data.dataset import open_dataset
     from pinrec_core.release import activate as activate_release
-    from pinrec_core.train.checkpoint import load_checkpoint, load_metrics
+    from pinrec_core.train.checkpoint import load_checkpoint, load_metrics, note_other_data
     from pinrec_core.train.export import export as export_release
 
     model, config, fitted = load_checkpoint(run_dir)
     dataset = open_dataset(data_dir, config, fitted=fitted)
+    note_other_data(run_dir, dataset)
     number = export_release(model, dataset, releases, load_metrics(run_dir), id_shards)
     click.echo(f"release {number} published under {releases}")
     if activate:

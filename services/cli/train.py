@@ -139,11 +139,17 @@ def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: boo
     from pinrec_core.eval.baselines.popularity import evaluate_popularity
     from pinrec_core.eval.evaluate import evaluate as evaluate_model
     from pinrec_core.eval.served import evaluate_served
-    from pinrec_core.train.checkpoint import add_test_metrics, load_checkpoint
+    from pinrec_core.train.checkpoint import add_test_metrics, load_checkpoint, note_other_data
 
     model, config, fitted = load_checkpoint(run_dir)
     dataset = open_dataset(data_dir, config, fitted=fitted)
+    note_other_data(run_dir, dataset)
     split = dataset.split(config)
+    if not len(split.test):
+        raise InvalidConfig(
+            f"data.test_share has value {config.data.test_share}, which leaves no test user of {dataset.name}; "
+            "allowed: a share that does"
+        )
     found = evaluate_model(model, dataset, split.test, k, targets, not keep_seen, progress=not quiet)
     found |= evaluate_served(model, dataset, split.test, k, targets, not keep_seen)
     results = {"model": found}

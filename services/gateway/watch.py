@@ -61,6 +61,7 @@ class ReleaseWatch:
         self._wanted: Release | None = None
         self._seen: tuple[int, int] | None = None
         self._failures = 0
+        self._is_ready = False
         self._next_canary = 0.0
 
     def active(self) -> Release:
@@ -134,5 +135,8 @@ class ReleaseWatch:
         self._next_canary = time.monotonic() + (self._canary_s if passed else min(self._canary_s, RETRY_S))
         self._failures = 0 if passed else self._failures + 1
         if passed or self._failures == FAILURES_UNTIL_NOT_SERVING:
+            if passed != self._is_ready:
+                log.warning("health turns %s", "SERVING" if passed else "NOT_SERVING")
+            self._is_ready = passed
             self._metrics.ready.set(passed)
             await self._set_serving(passed)

@@ -158,3 +158,21 @@ def test_every_configuration_loads(path):
 def test_the_base_configuration_is_the_papers_size():
     model = load_config(CONFIGS / "base.toml").model
     assert (model.variant, model.num_layers, model.hidden_dim) == ("mt_oc", 12, 768)
+
+
+def test_another_data_set_is_noted(folder, run, tmp_path, caplog):
+    for name in ("events.parquet", "items.parquet"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert pinrec("evaluate", "--run", run, "--data", folder, "--quiet").exit_code == 0
+    assert caplog.messages == []
+    assert pinrec("evaluate", "--run", run, "--data", tmp_path, "--quiet").exit_code == 0
+    assert caplog.messages == [f"run was trained on {folder.name}; this is {tmp_path.name}"]
+
+
+def test_evaluate_without_test_users_says_so(folder, tmp_path):
+    run = tmp_path / "run"
+    config = ("--config", CONFIGS / "tiny.toml", "--set", "data.test_share=0.0", *QUICK)
+    assert pinrec("train", "--data", folder, "--run", run, *config).exit_code == 0
+    result = pinrec("evaluate", "--run", run, "--data", folder)
+    assert result.exit_code == 1
+    assert "data.test_share has value 0.0, which leaves no test user" in result.output
