@@ -88,7 +88,8 @@ def main(work: Path, report: Path | None, config: str, steps: int) -> None:
         world.write(work / "data", progress=True)
     overrides: dict[str, float] = {"train.max_minutes": 0.0}  # equal steps for all, whatever the machine
     overrides |= {"train.max_steps": steps} if steps else {}
-    trained = [prepare(variant, world, work, load_config(config, overrides)) for variant in ("uc", "oc", "mt_oc")]
+    base = load_config(config, overrides)
+    trained = [prepare(variant, world, work, base) for variant in ("uc", "oc", "mt_oc")]
     results = {t.variant: measure(t) for t in trained}
     for line in table(results):
         click.echo(line)
