@@ -30,7 +30,7 @@ from services.cli.up import Stack, serves
 from services.proto import signals_pb2
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 from services.proto.signals_pb2_grpc import SignalServiceStub
-from services.triton.tools import TritonMissing, locate
+from services.triton.tools import locate
 
 if TYPE_CHECKING:  # torch and faiss are imported only where a fixture needs them: most tests start without
     from pinrec_core.config import Config
@@ -197,13 +197,10 @@ def up_command(stack: Stack) -> list[str]:
 
 @pytest.fixture(scope="session")
 def on_free_ports() -> Callable[[Path, Path, Path], Stack]:
-    """Folders of releases, appended events and batch view -> a stack. Skips where there is no Triton server."""
+    """Folders of releases, appended events and batch view -> a stack. Raises TritonMissing without a Triton server."""
 
     def made(releases: Path, signals_data: Path, batch_view: Path) -> Stack:
-        try:
-            locate()
-        except TritonMissing as error:
-            pytest.skip(error.message)
+        locate()
         stack = Stack(releases, signals_data, batch_view)
         with ExitStack() as held:
             sockets = {name: held.enter_context(socket.socket()) for name in stack.ports()}

@@ -27,7 +27,7 @@ from pinrec_core.serving.triton_io import decode_fields, encode_fields
 from services.cli.supervisor import Process, Supervisor
 from services.cli.up import Stack, answers, processes
 from services.triton.command import SHM_FOLDER, TritonOptions, command, environment, shm_prefix
-from services.triton.tools import TritonMissing, locate
+from services.triton.tools import locate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -46,10 +46,7 @@ def free_ports(count: int) -> list[int]:
 def triton_process(name: str, **options) -> tuple[Process, TritonOptions]:
     grpc_port, http_port, metrics_port = free_ports(3)
     chosen = TritonOptions(**options, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port)
-    try:
-        server = locate()
-    except TritonMissing as error:
-        pytest.skip(error.message)
+    server = locate()
     urls = [f"http://127.0.0.1:{http_port}/v2/models/{model}/ready" for model in chosen.models]
     process = Process(
         name,

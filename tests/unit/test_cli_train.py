@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from pinrec_core.config import load_config
+from pinrec_core.config import config_from_dict, load_config
 from pinrec_core.errors import InvalidConfig
 from services.cli.main import main
 from services.cli.train import parse_overrides, table
@@ -151,8 +151,9 @@ def test_a_table_has_one_column_a_model():
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_configuration_loads(path):
-    load_config(path)
+def test_every_configuration_loads_and_survives_its_round_trip(path):
+    config = load_config(path)
+    assert config_from_dict(config.to_dict()) == config
 
 
 def test_the_base_configuration_is_the_papers_size():
