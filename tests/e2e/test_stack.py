@@ -220,7 +220,9 @@ def test_deadlines_too_short_are_exceeded_and_hold_no_place(live):
         assert {call.code() for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
     assert len(ask(live).candidates) == 10
     calls = [live.candidates.GetCandidates.future(asked(num_candidates=200), timeout=0.05) for _ in range(100)]
-    assert {call.code() for call in calls} <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.OK}
+    # More calls than places: on a machine that takes them in all at once, some are refused as one too many.
+    answers = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert {call.code() for call in calls} <= answers
     port = live.stack.gateway_metrics_port
     assert eventually(lambda: metrics(live, port)["pinrec_gateway_in_flight"] == 0)
 
