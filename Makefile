@@ -20,7 +20,7 @@ setup: .venv/.ready ## Virtual environment with the project (EXTRA=cpu|gpu) and 
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA),train,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRA),train,batch,dev]"
 	$(BIN)/python -m services.triton install
 	touch $@
 

@@ -33,6 +33,8 @@ class Status(IntFlag):
     """No stored event: served from the start token."""
     SIGNALS_UNAVAILABLE = 2
     """The signal service did not answer: degraded to the start token."""
+    REALTIME_UNAVAILABLE = 4
+    """The realtime view could not be read: the batch view alone made the history."""
 
 
 UserId = Annotated[int, Tensor("INT64")]

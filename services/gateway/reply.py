@@ -28,7 +28,10 @@ class PathOutput:
     status: Count
 
 
-DEGRADED_REASONS = {Status.SIGNALS_UNAVAILABLE: "signals_unavailable"}
+DEGRADED_REASONS = {
+    Status.SIGNALS_UNAVAILABLE: "signals_unavailable",
+    Status.REALTIME_UNAVAILABLE: "realtime_unavailable",
+}
 """What is said of each status bit that marks an answer as degraded."""
 
 

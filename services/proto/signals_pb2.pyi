@@ -153,6 +153,7 @@ class History(google.protobuf.message.Message):
     SEEN_ITEM_IDS_FIELD_NUMBER: builtins.int
     HISTORY_LENGTH_FIELD_NUMBER: builtins.int
     REALTIME_EVENTS_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
     content: builtins.bytes
     """int8 [T, D_sem]"""
     content_scale: builtins.bytes
@@ -171,6 +172,8 @@ class History(google.protobuf.message.Message):
     """int64 [S]"""
     history_length: builtins.int
     realtime_events: builtins.int
+    status: builtins.int
+    """Bits as in pinrec_core/messages.py Status: what the caller should know about how the history was found."""
     def __init__(
         self,
         *,
@@ -184,8 +187,9 @@ class History(google.protobuf.message.Message):
         seen_item_ids: builtins.bytes = ...,
         history_length: builtins.int = ...,
         realtime_events: builtins.int = ...,
+        status: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["actions", b"actions", "content", b"content", "content_scale", b"content_scale", "history_length", b"history_length", "item_ids", b"item_ids", "item_types", b"item_types", "realtime_events", b"realtime_events", "seen_item_ids", b"seen_item_ids", "surfaces", b"surfaces", "timestamps_ms", b"timestamps_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["actions", b"actions", "content", b"content", "content_scale", b"content_scale", "history_length", b"history_length", "item_ids", b"item_ids", "item_types", b"item_types", "realtime_events", b"realtime_events", "seen_item_ids", b"seen_item_ids", "status", b"status", "surfaces", b"surfaces", "timestamps_ms", b"timestamps_ms"]) -> None: ...
 
 Global___History: typing_extensions.TypeAlias = History
 
@@ -223,8 +227,14 @@ class GetStatusResponse(google.protobuf.message.Message):
 
     OPEN_RELEASES_FIELD_NUMBER: builtins.int
     WATERMARK_MS_FIELD_NUMBER: builtins.int
+    BATCH_VIEW_VERSION_FIELD_NUMBER: builtins.int
+    REALTIME_PROBLEM_FIELD_NUMBER: builtins.int
     watermark_ms: builtins.int
     """End of the batch view, Unix milliseconds; 0 = no batch view."""
+    batch_view_version: builtins.int
+    """Version of the batch view that histories are read from; 0 = none."""
+    realtime_problem: builtins.str
+    """Why the realtime view cannot be read or written now; empty = it can."""
     @property
     def open_releases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
@@ -232,7 +242,45 @@ class GetStatusResponse(google.protobuf.message.Message):
         *,
         open_releases: collections.abc.Iterable[builtins.int] | None = ...,
         watermark_ms: builtins.int = ...,
+        batch_view_version: builtins.int = ...,
+        realtime_problem: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["open_releases", b"open_releases", "watermark_ms", b"watermark_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batch_view_version", b"batch_view_version", "open_releases", b"open_releases", "realtime_problem", b"realtime_problem", "watermark_ms", b"watermark_ms"]) -> None: ...
 
 Global___GetStatusResponse: typing_extensions.TypeAlias = GetStatusResponse
+
+@typing.final
+class BackupRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Folder name under the service's --backups; letters, digits, "-", "_" and "." only."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___BackupRequest: typing_extensions.TypeAlias = BackupRequest
+
+@typing.final
+class BackupResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BYTES_FIELD_NUMBER: builtins.int
+    TAKEN_MS_FIELD_NUMBER: builtins.int
+    bytes: builtins.int
+    """Size of the copy on disk."""
+    taken_ms: builtins.int
+    """Every event acknowledged before this time, Unix milliseconds, is in it."""
+    def __init__(
+        self,
+        *,
+        bytes: builtins.int = ...,
+        taken_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "taken_ms", b"taken_ms"]) -> None: ...
+
+Global___BackupResponse: typing_extensions.TypeAlias = BackupResponse

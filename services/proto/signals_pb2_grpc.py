@@ -39,6 +39,11 @@ class SignalServiceStub(object):
                 request_serializer=services_dot_proto_dot_signals__pb2.AppendEventsRequest.SerializeToString,
                 response_deserializer=services_dot_proto_dot_signals__pb2.AppendEventsResponse.FromString,
                 _registered_method=True)
+        self.AppendEventsStream = channel.stream_stream(
+                '/pinrec.v1.SignalService/AppendEventsStream',
+                request_serializer=services_dot_proto_dot_signals__pb2.AppendEventsRequest.SerializeToString,
+                response_deserializer=services_dot_proto_dot_signals__pb2.AppendEventsResponse.FromString,
+                _registered_method=True)
         self.GetHistories = channel.unary_unary(
                 '/pinrec.v1.SignalService/GetHistories',
                 request_serializer=services_dot_proto_dot_signals__pb2.GetHistoriesRequest.SerializeToString,
@@ -48,6 +53,11 @@ class SignalServiceStub(object):
                 '/pinrec.v1.SignalService/GetStatus',
                 request_serializer=services_dot_proto_dot_signals__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=services_dot_proto_dot_signals__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
+        self.Backup = channel.unary_unary(
+                '/pinrec.v1.SignalService/Backup',
+                request_serializer=services_dot_proto_dot_signals__pb2.BackupRequest.SerializeToString,
+                response_deserializer=services_dot_proto_dot_signals__pb2.BackupResponse.FromString,
                 _registered_method=True)
 
 
@@ -61,6 +71,13 @@ class SignalServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AppendEventsStream(self, request_iterator, context):
+        """The same over one stream: one response a request, in order, each once its own events are durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetHistories(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -68,7 +85,14 @@ class SignalServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """Which releases' content rows are open here.
+        """Which releases' content rows and which batch view are open here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Backup(self, request, context):
+        """A consistent copy of the realtime view, on the service's own disk, while it goes on serving.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,6 +106,11 @@ def add_SignalServiceServicer_to_server(servicer, server):
                     request_deserializer=services_dot_proto_dot_signals__pb2.AppendEventsRequest.FromString,
                     response_serializer=services_dot_proto_dot_signals__pb2.AppendEventsResponse.SerializeToString,
             ),
+            'AppendEventsStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.AppendEventsStream,
+                    request_deserializer=services_dot_proto_dot_signals__pb2.AppendEventsRequest.FromString,
+                    response_serializer=services_dot_proto_dot_signals__pb2.AppendEventsResponse.SerializeToString,
+            ),
             'GetHistories': grpc.unary_unary_rpc_method_handler(
                     servicer.GetHistories,
                     request_deserializer=services_dot_proto_dot_signals__pb2.GetHistoriesRequest.FromString,
@@ -91,6 +120,11 @@ def add_SignalServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=services_dot_proto_dot_signals__pb2.GetStatusRequest.FromString,
                     response_serializer=services_dot_proto_dot_signals__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'Backup': grpc.unary_unary_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=services_dot_proto_dot_signals__pb2.BackupRequest.FromString,
+                    response_serializer=services_dot_proto_dot_signals__pb2.BackupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -118,6 +152,33 @@ class SignalService(object):
             request,
             target,
             '/pinrec.v1.SignalService/AppendEvents',
+            services_dot_proto_dot_signals__pb2.AppendEventsRequest.SerializeToString,
+            services_dot_proto_dot_signals__pb2.AppendEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendEventsStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/pinrec.v1.SignalService/AppendEventsStream',
             services_dot_proto_dot_signals__pb2.AppendEventsRequest.SerializeToString,
             services_dot_proto_dot_signals__pb2.AppendEventsResponse.FromString,
             options,
@@ -174,6 +235,33 @@ class SignalService(object):
             '/pinrec.v1.SignalService/GetStatus',
             services_dot_proto_dot_signals__pb2.GetStatusRequest.SerializeToString,
             services_dot_proto_dot_signals__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pinrec.v1.SignalService/Backup',
+            services_dot_proto_dot_signals__pb2.BackupRequest.SerializeToString,
+            services_dot_proto_dot_signals__pb2.BackupResponse.FromString,
             options,
             channel_credentials,
             insecure,
