@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROTO = Path("services/proto")
 
 
-@pytest.mark.parametrize("name", ["candidates", "signals"])
+@pytest.mark.parametrize("name", ["candidates", "items", "releases", "signals"])
 def test_committed_stubs_are_generated_from_the_protos(tmp_path, name):
     (tmp_path / PROTO).mkdir(parents=True)
     shutil.copy(ROOT / PROTO / f"{name}.proto", tmp_path / PROTO)
