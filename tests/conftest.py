@@ -7,6 +7,7 @@ users of their own (`live.new_user`), so that none meets another's.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,6 +49,18 @@ OVERRIDES = {
 }
 FLAT, IVF_HNSW = 1, 2
 """Releases of the trained model; 1 is active, both are open."""
+
+
+@pytest.fixture(scope="session")
+def requires_program() -> Callable[[str], None]:
+    """Skips a test whose program is missing here; fails it where PINREC_TEST_REQUIRES=all says that none may be."""
+
+    def check(name: str) -> None:
+        if shutil.which(name) is None:
+            missing = pytest.fail if os.environ.get("PINREC_TEST_REQUIRES") == "all" else pytest.skip
+            missing(f"{name} is not on PATH")
+
+    return check
 
 
 @dataclass(frozen=True)
