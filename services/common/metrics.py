@@ -22,7 +22,7 @@ def process_registry() -> CollectorRegistry:
 
 
 class RpcMetrics:
-    """What every process with a gRPC port exports: calls by method and code, with their time."""
+    """What every process with a gRPC port exports: calls by method and code, with their time; ended streams."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.seconds = Histogram(
@@ -30,6 +30,12 @@ class RpcMetrics:
             "Time of a gRPC call inside the process, by method and status code.",
             ("method", "code"),
             buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.streams = Counter(
+            "pinrec_rpc_streams",
+            "Ended gRPC streams, by method and status code.",
+            ("method", "code"),
             registry=registry,
         )
 

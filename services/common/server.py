@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -151,10 +153,12 @@ def configure_logging() -> None:
 
 
 Handler = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
+StreamHandler = Callable[[AsyncIterator[Any], grpc.aio.ServicerContext], AsyncGenerator[Any, None]]
+Read = Callable[[bytes], Any]
 
 
 class EdgeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """The edge of a process: each unary call is timed, and what it raises becomes a status by the one table."""
+    """The edge of a process: each call is counted, and what it raises becomes a status by the one table."""
 
     def __init__(self, metrics: RpcMetrics) -> None:
         self._metrics = metrics
@@ -162,42 +166,75 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> Any:
-        """Wrap unary calls; streams (health watches, reflection) and unknown methods pass."""
+        """Wrap unary calls and two-way streams that are generators; health watches and unknown methods pass."""
         handler = await continuation(details)
-        if handler is None or handler.unary_unary is None:
-            return handler
         method = details.method.rpartition("/")[2]
         # Without a deserializer the bytes come here: what cannot be read is answered by the one table too.
-        return grpc.unary_unary_rpc_method_handler(
-            self._guard(handler.unary_unary, method, handler.request_deserializer or bytes),
-            response_serializer=handler.response_serializer,
-        )
+        if handler is not None and handler.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(
+                self._guard(handler.unary_unary, method, handler.request_deserializer or bytes),
+                response_serializer=handler.response_serializer,
+            )
+        if handler is not None and inspect.isasyncgenfunction(handler.stream_stream):
+            return grpc.stream_stream_rpc_method_handler(
+                self._guard_stream(handler.stream_stream, method, handler.request_deserializer or bytes),
+                response_serializer=handler.response_serializer,
+            )
+        return handler
 
-    def _guard(self, call: Handler, method: str, read: Callable[[bytes], Any]) -> Handler:
+    def _guard(self, call: Handler, method: str, read: Read) -> Handler:
         async def guarded(encoded: bytes, context: grpc.aio.ServicerContext) -> Any:
             start = time.perf_counter()
-            code = grpc.StatusCode.CANCELLED
-            try:
-                answer = await call(_read(read, encoded), context)
-                code = grpc.StatusCode.OK
-            except grpc.aio.AbortError:
-                code = context.code()
-                raise
-            except Exception as error:  # the edge: nothing that was raised may reach the client as it is
-                code, message = status_of(error)
-                await _abort(context, code, message)
-            finally:
+
+            def ended(code: grpc.StatusCode) -> None:
                 self._metrics.seconds.labels(method, code.name).observe(time.perf_counter() - start)
-            return answer
+
+            async with _edge(context, ended):
+                return await call(_read(read, encoded), context)
+
+        return guarded
+
+    def _guard_stream(self, call: StreamHandler, method: str, read: Read) -> StreamHandler:
+        async def guarded(
+            encoded: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+        ) -> AsyncGenerator[Any, None]:
+            def ended(code: grpc.StatusCode) -> None:
+                self._metrics.streams.labels(method, code.name).inc()
+
+            async with _edge(context, ended), aclosing(call(_read_each(read, encoded), context)) as answers:
+                async for answer in answers:
+                    yield answer
 
         return guarded
 
 
-def _read(read: Callable[[bytes], Any], encoded: bytes) -> Any:
+@asynccontextmanager
+async def _edge(context: grpc.aio.ServicerContext, ended: Callable[[grpc.StatusCode], None]) -> AsyncIterator[None]:
+    """One call: what it raises reaches the client by the table, and `ended` is told its status code."""
+    code = grpc.StatusCode.CANCELLED
+    try:
+        yield
+        code = grpc.StatusCode.OK
+    except grpc.aio.AbortError:
+        code = context.code()
+        raise
+    except Exception as error:  # the edge: nothing that was raised may reach the client as it is
+        code, message = status_of(error)
+        await _abort(context, code, message)
+    finally:
+        ended(code)
+
+
+def _read(read: Read, encoded: bytes) -> Any:
     try:
         return read(encoded)
     except DecodeError as error:
         raise InvalidRequest("message", f"{len(encoded)} bytes", "the request of this method, encoded") from error
+
+
+async def _read_each(read: Read, encoded: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for message in encoded:
+        yield _read(read, message)
 
 
 async def _abort(context: grpc.aio.ServicerContext, code: grpc.StatusCode, message: str) -> None:

@@ -17,11 +17,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client import CollectorRegistry
 
-from pinrec_core.errors import DeadlineExceeded, InvalidConfig, Overloaded
+from pinrec_core.errors import DeadlineExceeded, InvalidConfig, InvalidRequest, Overloaded
 from services.common.metrics import RpcMetrics
 from services.common.server import EdgeInterceptor, GrpcServer, ServerOptions
-from services.proto import candidates_pb2_grpc
+from services.proto import candidates_pb2_grpc, signals_pb2_grpc
 from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
+from services.proto.signals_pb2 import AppendEventsRequest, AppendEventsResponse, Event
 
 SERVICE = "pinrec.v1.CandidateService"
 
@@ -78,6 +79,65 @@ async def test_answers_pass_and_are_timed(shell, channel):
     assert reply.request_id == "r"
     labels = {"method": "GetCandidates", "code": "OK"}
     assert shell[1].get_sample_value("pinrec_rpc_seconds_count", labels) == 1
+
+
+class Counting(signals_pb2_grpc.SignalServiceServicer):
+    """Answers each message of a stream with the number of its events; a stream of its own may fail."""
+
+    async def AppendEventsStream(self, requests, context):  # noqa: N802
+        async for request in requests:
+            if not request.events:
+                raise InvalidRequest("events", "0 events", "1 or more")
+            yield AppendEventsResponse(acknowledged=len(request.events))
+
+
+@pytest_asyncio.fixture
+async def streams():
+    registry = CollectorRegistry()
+    server = GrpcServer(["pinrec.v1.SignalService"], ServerOptions("localhost:0"), registry)
+    signals_pb2_grpc.add_SignalServiceServicer_to_server(Counting(), server.server)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"localhost:{server.port}") as opened:
+        yield opened, registry
+    await server.drain()
+
+
+async def streamed(opened, messages):
+    """Answers of a stream, and how it ended."""
+    call = opened.stream_stream("/pinrec.v1.SignalService/AppendEventsStream")(iter(messages))
+    answers = []
+    try:
+        async for answer in call:
+            answers.append(AppendEventsResponse.FromString(answer).acknowledged)
+    except grpc.aio.AioRpcError as error:
+        return answers, error.code().name, error.details()
+    return answers, "OK", ""
+
+
+def counted(*numbers):
+    return [AppendEventsRequest(events=[Event()] * number).SerializeToString() for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("messages", "answers", "code", "details"),
+    [
+        (counted(1, 3), [1, 3], "OK", ""),
+        (counted(2, 0, 5), [2], "INVALID_ARGUMENT", "events has value '0 events'; allowed: 1 or more"),
+        (
+            [*counted(2), b"\xff\xff"],
+            [2],
+            "INVALID_ARGUMENT",
+            "message has value '2 bytes'; allowed: the request of this method, encoded",
+        ),
+    ],
+)
+async def test_a_stream_answers_in_order_and_fails_by_the_same_table(streams, messages, answers, code, details):
+    opened, registry = streams
+    assert await streamed(opened, messages) == (answers, code, details)
+    labels = {"method": "AppendEventsStream", "code": code}
+    while registry.get_sample_value("pinrec_rpc_streams_total", labels) is None:
+        await asyncio.sleep(0.001)
+    assert registry.get_sample_value("pinrec_rpc_streams_total", labels) == 1
 
 
 async def test_bytes_that_are_no_request_are_the_callers_error(channel):
