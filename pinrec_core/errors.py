@@ -47,6 +47,18 @@ class InvalidRelease(PinrecError, ValueError):
     code = "FAILED_PRECONDITION"
 
 
+class ReleaseRefused(PinrecError):
+    """A release that is whole did not pass its try in the serving stack; the one before it stays active."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class ReleasesLocked(PinrecError):
+    """Another command is changing which releases are served."""
+
+    code = "FAILED_PRECONDITION"
+
+
 class ReleaseNotOpen(PinrecError):
     """A stage was asked for a release that it does not hold open."""
 

@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from pinrec_core.config import Config
 from pinrec_core.errors import DeadlineExceeded, ReleaseNotOpen
 from pinrec_core.messages import CandidateRequest, Status
-from pinrec_core.release import ServingState, write_serving_state
+from pinrec_core.release import ReleaseFacts, ServingState, write_serving_state
 from pinrec_core.schema import Vocabulary
 from pinrec_core.serving.contract import ENSEMBLE, NUMPY_OF, STAGES
 from pinrec_core.serving.error_words import error_text
@@ -38,7 +38,7 @@ VOCABULARY = Vocabulary(
 def write_release(root, number, **serve):
     folder = root / str(number)
     folder.mkdir(parents=True)
-    manifest = {"format": 1, "release": number, "item_embedder": "e", "index_item_embedder": "e", "files": {}}
+    manifest = {"format": 1, "release": number, **vars(ReleaseFacts("e", "e", 1_700_000_000_000, "toy")), "files": {}}
     config = Config().to_dict()
     config["serve"].update(serve)
     for name, values in (("manifest", manifest), ("config", config), ("vocabulary", VOCABULARY.to_dict())):

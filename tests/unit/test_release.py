@@ -36,6 +36,11 @@ def write(folder):
     ITEMS.save(folder / "items")
 
 
+def visible(root):
+    """Names that are no lock file."""
+    return sorted(path.name for path in root.iterdir() if path.suffix != ".lock")
+
+
 def test_publish_open_and_look_up(tmp_path):
     assert publish(tmp_path, FACTS, write) == 1
     assert publish(tmp_path, FACTS, write) == 2
@@ -51,10 +56,10 @@ def test_publish_open_and_look_up(tmp_path):
 def test_an_export_that_another_overtakes_takes_the_next_number(tmp_path, monkeypatch):
     assert publish(tmp_path, FACTS, write) == 1
     looks = iter([[], [1]])  # the first look is from before the other's rename
-    monkeypatch.setattr("pinrec_core.release.list_releases", lambda root: next(looks))
+    monkeypatch.setattr("pinrec_core.release.publishing.list_releases", lambda root: next(looks))
     assert publish(tmp_path, FACTS, write) == 2
     assert open_release(tmp_path, 2).number == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    assert visible(tmp_path) == ["1", "2"]
 
 
 def test_a_failing_write_leaves_nothing(tmp_path):
@@ -64,7 +69,7 @@ def test_a_failing_write_leaves_nothing(tmp_path):
 
     with pytest.raises(RuntimeError, match="disk full"):
         publish(tmp_path, FACTS, half)
-    assert list(tmp_path.iterdir()) == []
+    assert visible(tmp_path) == []
 
 
 def _flip(path):
@@ -110,9 +115,9 @@ def test_activation_keeps_the_one_before_open_and_refuses_a_broken_one(tmp_path)
     for _ in range(3):
         publish(tmp_path, FACTS, write)
     assert activate(tmp_path, 1) == ServingState(active=1, open=(1,))
-    assert activate(tmp_path, 2) == ServingState(active=2, open=(1, 2))
-    assert activate(tmp_path, 2) == ServingState(active=2, open=(2,))
-    assert activate(tmp_path, 1) == ServingState(active=1, open=(2, 1))
+    assert activate(tmp_path, 2) == ServingState(active=2, open=(1, 2), previous=1)
+    assert activate(tmp_path, 2) == ServingState(active=2, open=(2,), previous=1)
+    assert activate(tmp_path, 1) == ServingState(active=1, open=(2, 1), previous=2)
     (tmp_path / "3/vocabulary.json").unlink()
     with pytest.raises(InvalidRelease, match="release 3"):
         activate(tmp_path, 3)
