@@ -59,6 +59,12 @@ class ReleasesLocked(PinrecError):
     code = "FAILED_PRECONDITION"
 
 
+class NotSetUp(PinrecError):
+    """The process was not started with what the call needs."""
+
+    code = "FAILED_PRECONDITION"
+
+
 class ReleaseNotOpen(PinrecError):
     """A stage was asked for a release that it does not hold open."""
 

@@ -16,6 +16,7 @@ STATUS_OF: dict[type[errors.PinrecError], grpc.StatusCode] = {
     errors.InvalidRelease: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ReleaseRefused: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ReleasesLocked: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NotSetUp: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ReleaseNotOpen: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
