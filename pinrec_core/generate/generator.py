@@ -7,11 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from pinrec_core.config import GenerateConfig
-from pinrec_core.errors import InvalidRelease
 from pinrec_core.generate.compress import allocate_to_embeddings, compress
 from pinrec_core.generate.rollout import Branches, rollout
 from pinrec_core.messages import Generated, GenerateInput
@@ -35,12 +32,7 @@ class Generator:
     @classmethod
     def open(cls, release: Release, device: str = "cpu") -> Generator:
         """Load the decoder of a release. Raises InvalidRelease if its weights are damaged or do not fit its sizes."""
-        model = PinRec(release.config, release.vocabulary, release.content_dim, with_id_table=False)
-        try:
-            model.load_state_dict(load_file(release.path / "decoder.safetensors"))
-        except (RuntimeError, SafetensorError) as error:
-            raise InvalidRelease(f"release {release.number}: decoder.safetensors does not fit config.json") from error
-        return cls(model, release.vocabulary, device)
+        return cls(PinRec.open(release), release.vocabulary, device)
 
     def run(self, batch: Sequence[GenerateInput]) -> list[Generated]:
         """One rollout for all requests; an outcome with count 0 gets no branch."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pinrec_core.config import Config
+from pinrec_core.errors import InvalidRelease
 from pinrec_core.model.decoder import Decoder
 from pinrec_core.model.id_embedding import HashIdEmbedding
 from pinrec_core.model.inputs import NUM_TIME_FEATURES, SequenceInputs, previous_timestamps, time_features
 from pinrec_core.model.item_embedder import ItemEmbedder
 from pinrec_core.model.kv_cache import KVCache
 from pinrec_core.model.output_head import OutputHead
+from pinrec_core.release import Release
 from pinrec_core.schema import Vocabulary
 
 
@@ -41,6 +45,16 @@ class PinRec(nn.Module):
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.train.initial_logit_scale)))
         for embedding in (self.action_token, self.surface_token):
             nn.init.normal_(embedding.weight, std=0.02)
+
+    @classmethod
+    def open(cls, release: Release) -> PinRec:
+        """The served model of a release. Raises InvalidRelease if its weights are damaged or do not fit its sizes."""
+        model = cls(release.config, release.vocabulary, release.content_dim, with_id_table=False)
+        try:
+            model.load_state_dict(load_file(release.path / "decoder.safetensors"))
+        except (RuntimeError, SafetensorError) as error:
+            raise InvalidRelease(f"release {release.number}: decoder.safetensors does not fit config.json") from error
+        return model.eval()
 
     def logit_scale(self) -> Tensor:
         """lambda of Eq. 2, at most `train.max_logit_scale`."""

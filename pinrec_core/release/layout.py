@@ -42,6 +42,7 @@ _MANIFEST_FIELDS = {
     "index_item_embedder": str,
     "watermark_ms": int,
     "dataset": str,
+    "items_sequence": int,
     "files": dict,
 }
 
@@ -115,6 +116,11 @@ class Release:
     def content_dim(self) -> int:
         """D_sem."""
         return int(self.items.content.shape[1])
+
+    @property
+    def items_sequence(self) -> int:
+        """Changes of the item log up to this number are inside; 0 = none is."""
+        return int(self.manifest["items_sequence"])
 
 
 def list_releases(root: Path) -> list[int]:

@@ -32,6 +32,8 @@ class ReleaseFacts:
     watermark_ms: int
     """Newest event the release was trained on."""
     dataset: str
+    items_sequence: int = 0
+    """Changes of the item log up to this number are inside the release."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
 
