@@ -168,6 +168,14 @@ class ServeConfig:
     max_excluded: int = 2_000
     max_batch: int = 256
     """Most requests in one BatchGetCandidates."""
+    golden_overlap: float = 0.9
+    """Share of the items expected by the golden requests that must come back before a release is activated.
+
+    The same release answers almost alike on another machine: sums in another order swap items whose scores tie. Items
+    that were added or deleted since the export move it too. Another model or index gives a third or less.
+    """
+    golden_p99_ms: float = 500.0
+    """Longest p99 of the golden requests, one at a time beside the traffic; half of the default deadline."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +218,7 @@ _LEAST: dict[str, dict[str, float]] = {
     "retrieve": {"nlist": 0, "nprobe": 0, "ef_search": 0, "overfetch_factor": 1, "popular_per_list": 1},
     "serve": {
         "max_candidates": 1, "default_deadline_ms": 1, "max_in_flight": 1, "max_excluded": 0, "max_batch": 1,
+        "golden_overlap": 0, "golden_p99_ms": 0,
     },
 }  # fmt: skip
 """Smallest value of each number that has one."""

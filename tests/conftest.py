@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ OVERRIDES = {
     "generate.offsets_per_step": 4,
     "generate.compression_threshold": 0.97,  # a small model's embeddings are all alike; some should stay apart
     "serve.default_deadline_ms": 30_000,  # a test machine may be busy with other things
+    "serve.golden_p99_ms": 30_000,
 }
 FLAT, IVF_HNSW = 1, 2
 """Releases of the trained model; 1 is active, both are open."""
@@ -61,6 +63,37 @@ def requires_program() -> Callable[[str], None]:
             missing(f"{name} is not on PATH")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def start_redis(requires_program, tmp_path_factory) -> Iterator[Callable[..., str]]:
+    """Settings -> the URL of a new redis-server on a free port; without any it syncs its log before each answer."""
+    from redis import ConnectionError, Redis
+
+    with ExitStack() as running:
+
+        def start(**settings: str) -> str:
+            requires_program("redis-server")
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                port = free.getsockname()[1]
+            settings = {"appendonly": "yes", "appendfsync": "always", "save": "", **settings}
+            words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+            command = ["redis-server", "--port", str(port), "--dir", str(tmp_path_factory.mktemp("redis")), *words]
+            server = running.enter_context(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+            running.callback(server.terminate)
+            with Redis(port=port) as client:
+
+                def answers() -> bool:
+                    try:
+                        return client.ping()
+                    except ConnectionError:
+                        return False
+
+                assert eventually(answers)
+            return f"redis://localhost:{port}/0"
+
+        yield start
 
 
 @dataclass(frozen=True)
@@ -85,8 +118,9 @@ def trained(tmp_path_factory) -> Trained:
     from pinrec_core.data.dataset import open_dataset
     from pinrec_core.data.synthetic import SyntheticSpec, SyntheticWorld
     from pinrec_core.eval.evaluate import evaluate
+    from pinrec_core.golden import add_golden
     from pinrec_core.model.pinrec import PinRec
-    from pinrec_core.signals.batch_view import compile_batch_view
+    from pinrec_core.batch_job.job import build_batch_view
     from pinrec_core.train.checkpoint import load_checkpoint
     from pinrec_core.train.export import export
     from pinrec_core.train.loop import train
@@ -100,13 +134,14 @@ def trained(tmp_path_factory) -> Trained:
     validation = dataset.split(config).validation
     train(config, dataset, root / "run", lambda model: evaluate(model, dataset, validation), progress=False)
     model, config, fitted = load_checkpoint(root / "run")
-    assert export(model, dataset, root / "releases") == FLAT
+    golden = partial(add_golden, titles=dataset.titles, request_time_ms=dataset.watermark_ms)
+    assert export(model, dataset, root / "releases", add_golden=golden) == FLAT
     probed = replace(config, retrieve=replace(config.retrieve, kind="ivf_hnsw"))
     twin = PinRec(probed, fitted.vocabulary, dataset.items.content.shape[1])
     twin.load_state_dict(model.state_dict())
-    assert export(twin, dataset, root / "releases") == IVF_HNSW
+    assert export(twin, dataset, root / "releases", add_golden=golden) == IVF_HNSW
     write_serving_state(root / "releases", ServingState(FLAT, (FLAT, IVF_HNSW)))
-    compile_batch_view(root / "data", root / "view")
+    build_batch_view(root / "data", root / "view")
     return Trained(dataset, config, root / "releases", root / "view")
 
 

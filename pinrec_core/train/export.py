@@ -1,10 +1,10 @@
-"""A trained model and its data set -> the next release (layout: `pinrec_core/release.py`)."""
+"""A trained model and its data set -> the next release (layout: `pinrec_core/release/layout.py`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ def export(
     releases: Path,
     metrics: Mapping[str, Any] | None = None,
     id_shards: int = 1,
+    add_golden: Callable[[Path], None] | None = None,
 ) -> int:
     """Publish `model` over `dataset`'s items as the next release under `releases`; returns its number.
 
-    `dataset` is the one that the model was trained on, or a newer log opened with the run's `Fitted`.
+    `dataset` is the one that the model was trained on, or a newer log opened with the run's `Fitted`. `add_golden` is
+    called with the folder when all else is in it; without, the release cannot be tried by a gateway.
     """
     model = model.eval().cpu().float()
     made_by = fingerprint(model)
@@ -59,6 +61,8 @@ def export(
         build_index(np.asarray(dataset.items.ids)[pins], vectors, model.config.retrieve, folder / "index", queries)
         (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1))
         (folder / "vocabulary.json").write_text(json.dumps(dataset.vocabulary.to_dict(), indent=1))
+        if add_golden is not None:
+            add_golden(folder)
 
     facts = ReleaseFacts(
         item_embedder=made_by,

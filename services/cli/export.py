@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -32,9 +33,11 @@ def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, activa
 
     Writes decoder weights, the ID embedding and its tables, the item table, popular lists, the text encoder and the
     Faiss index to RELEASES/<n>, with a manifest of checksums, and renames it into place. The index covers the pins of
-    --data, so exporting again with a newer event log refreshes the corpus without training.
+    --data, so exporting again with a newer event log refreshes the corpus without training. Golden requests and what
+    this process answers to them go into the release; `pinrec release activate` holds the serving stack to them.
     """
     from pinrec_core.data.dataset import open_dataset
+    from pinrec_core.golden import add_golden
     from pinrec_core.release import activate as activate_release
     from pinrec_core.train.checkpoint import load_checkpoint, load_metrics, note_other_data
     from pinrec_core.train.export import export as export_release
@@ -42,7 +45,8 @@ def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, activa
     model, config, fitted = load_checkpoint(run_dir)
     dataset = open_dataset(data_dir, config, fitted=fitted)
     note_other_data(run_dir, dataset)
-    number = export_release(model, dataset, releases, load_metrics(run_dir), id_shards)
+    golden = partial(add_golden, titles=dataset.titles, request_time_ms=dataset.watermark_ms)
+    number = export_release(model, dataset, releases, load_metrics(run_dir), id_shards, golden)
     click.echo(f"release {number} published under {releases}")
     if activate:
         state = activate_release(releases, number)

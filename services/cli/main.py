@@ -32,7 +32,7 @@ VERBS = {
     "train": Verb("services.cli.train", "Train a model on an event log."),
     "evaluate": Verb("services.cli.train", "Measure a trained model on users it has not seen."),
     "export": Verb("services.cli.export", "Publish a trained model as the next release."),
-    "release": Verb("services.cli.release", "List, verify and activate releases."),
+    "release": Verb("services.cli.release", "Publish, list, verify, activate, roll back releases."),
     "up": Verb("services.cli.up", "Start signals, Triton and gateway on this machine."),
     "demo": Verb("services.cli.demo", "The whole story on one machine, told with the other verbs."),
     "recommend": Verb("services.cli.recommend", "Ask for one user's candidates and print them."),

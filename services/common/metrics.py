@@ -5,10 +5,17 @@ Seconds and counts are base units, as Prometheus wants them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 """Seconds. Fine around the tens of milliseconds where the service objective lies."""
+
+COUNT_BUCKETS = (1.0, 10.0, 100.0, 1_000.0, 10_000.0)
+
+AGE_BUCKETS = (1.0, 10.0, 60.0, 600.0, 3_600.0, 6 * 3_600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0, 365 * 86_400.0)
+"""Seconds, from "just now" to a year."""
 
 RATIO_BUCKETS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
 """Embeddings generated for each one kept; the paper reports 6 for `uc` and 3 for `mt_oc`."""
@@ -75,6 +82,13 @@ class GatewayMetrics:
         self.candidates = counter("candidates", "Candidates served, fills included.", "outcome")
         self.filled = counter("filled", "Candidates from the popular lists, since retrieval came up short.", "outcome")
         self.canary = counter("canary", "Canary requests through the ensemble.", "code")
+        self.release_switches = counter("release_switches", "Flips from one release to another.")
+        self.release_tries = counter("release_tries", "Releases tried with their golden requests.", "result")
+        self.release_watermark_ms = Gauge(
+            "pinrec_gateway_release_watermark_ms",
+            "Newest event that the active release was trained on, Unix milliseconds; 0 = none.",
+            registry=registry,
+        )
         self.in_flight = Gauge(
             "pinrec_gateway_in_flight", "Requests that are in the ensemble right now.", registry=registry
         )
@@ -88,16 +102,28 @@ class SignalsMetrics:
     """The signal service's own; its calls are in `pinrec_rpc_seconds`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.events_appended = Counter(
-            "pinrec_signals_events_appended", "Events acknowledged as durable.", registry=registry
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"pinrec_signals_{name}", text, buckets=buckets, registry=registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"pinrec_signals_{name}", text, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"pinrec_signals_{name}", text, labels, registry=registry)
+
+        self.append_seconds = histogram(
+            "append_seconds", "Time until a request's events were durable, unary or streamed.", LATENCY_BUCKETS
         )
-        self.histories = Counter("pinrec_signals_histories", "Histories answered.", registry=registry)
-        self.cold_histories = Counter(
-            "pinrec_signals_cold_histories", "Of them, histories without a stored event.", registry=registry
+        self.append_events = histogram("append_events", "Events of one request that were made durable.", COUNT_BUCKETS)
+        self.events = counter("events", "Events of AppendEvents by outcome; OK = acknowledged as durable.", "code")
+        self.expired_events = counter("expired_events", "Events dropped since the batch view has long held them.")
+        self.store_problem = gauge("store_problem", "1 while the realtime view cannot be read or written.")
+        self.histories = counter("histories", "Histories answered.")
+        self.cold_histories = counter("cold_histories", "Of them, histories without a stored event.")
+        self.degraded_histories = counter("degraded_histories", "Of them, histories of the batch view alone.")
+        self.realtime_events = counter("realtime_events", "Events newer than the batch view in the histories.")
+        self.history_age_seconds = histogram(
+            "history_age_seconds", "Age of a history's newest stored event when it was asked for.", AGE_BUCKETS
         )
-        self.realtime_events = Counter(
-            "pinrec_signals_realtime_events", "Events newer than the batch view in the histories.", registry=registry
-        )
-        self.watermark_ms = Gauge(
-            "pinrec_signals_watermark_ms", "End of the batch view, Unix milliseconds; 0 = none.", registry=registry
-        )
+        self.watermark_ms = gauge("watermark_ms", "End of the batch view, Unix milliseconds; 0 = none.")
+        self.batch_view_version = gauge("batch_view_version", "Version of the batch view in use; 0 = none.")

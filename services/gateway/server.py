@@ -28,11 +28,13 @@ from services.common.errors import status_of
 from services.common.metrics import GatewayMetrics, process_registry
 from services.common.one_line import one_line_errors
 from services.common.server import GrpcServer, ServerOptions, configure_logging, server_options
+from services.gateway.in_flight import InFlight
+from services.gateway.releases import RELEASE_SERVICE, ReleaseServicer
 from services.gateway.reply import build_reply, observe_reply
 from services.gateway.resolve import resolve
 from services.gateway.triton_client import Ensemble, EnsembleAnswer
 from services.gateway.watch import ReleaseWatch
-from services.proto import candidates_pb2_grpc
+from services.proto import candidates_pb2_grpc, releases_pb2_grpc
 from services.proto.candidates_pb2 import (
     BatchGetCandidatesRequest,
     BatchGetCandidatesResponse,
@@ -48,11 +50,11 @@ log = logging.getLogger(__name__)
 class CandidateServicer(candidates_pb2_grpc.CandidateServiceServicer):  # type: ignore[misc]
     """`pinrec.v1.CandidateService`; what is raised becomes a status in the edge interceptor."""
 
-    def __init__(self, ensemble: Ensemble, watch: ReleaseWatch, metrics: GatewayMetrics) -> None:
+    def __init__(self, ensemble: Ensemble, watch: ReleaseWatch, in_flight: InFlight, metrics: GatewayMetrics) -> None:
         self._ensemble = ensemble
         self._watch = watch
+        self._in_flight = in_flight
         self._metrics = metrics
-        self._in_flight = 0
 
     async def GetCandidates(  # noqa: N802  the name in the proto
         self, request: GetCandidatesRequest, context: grpc.aio.ServicerContext
@@ -108,7 +110,7 @@ class CandidateServicer(candidates_pb2_grpc.CandidateServiceServicer):  # type: 
         deadline = min(deadline, start + release.config.serve.default_deadline_ms / 1000)
         request_id = request.request_id or uuid.uuid4().hex
         stage_request = resolve(request, release, request_id, int(time.time() * 1000), _remaining_ms(deadline))
-        with self._admitted(release.config.serve.max_in_flight):
+        with self._admitted(release):
             called = time.monotonic()
             answer = await self._ensemble.infer(stage_request, deadline - called, request_id)
             ensemble_s = time.monotonic() - called
@@ -119,18 +121,14 @@ class CandidateServicer(candidates_pb2_grpc.CandidateServiceServicer):  # type: 
         return reply
 
     @contextmanager
-    def _admitted(self, max_in_flight: int) -> Iterator[None]:
+    def _admitted(self, release: Release) -> Iterator[None]:
         """A place among the requests in flight, or Overloaded at once: nothing waits for a place."""
-        if self._in_flight >= max_in_flight:
+        limit = release.config.serve.max_in_flight
+        if self._in_flight.total >= limit:
             self._metrics.shed.inc()
-            raise Overloaded(f"{max_in_flight} requests are in flight, which is the limit; try again later")
-        self._in_flight += 1
-        self._metrics.in_flight.set(self._in_flight)
-        try:
+            raise Overloaded(f"{limit} requests are in flight, which is the limit; try again later")
+        with self._in_flight.one(release.number):
             yield
-        finally:
-            self._in_flight -= 1
-            self._metrics.in_flight.set(self._in_flight)
 
     def _check_one_release(self, answer: EnsembleAnswer, release: Release) -> None:
         """A request belongs to one release, which each stage echoes. Raises PinrecError if any differs."""
@@ -168,11 +166,16 @@ class Gateway:
         self, releases: Path, triton: str, options: ServerOptions, canary_s: float, registry: CollectorRegistry
     ) -> None:
         metrics = GatewayMetrics(registry)
-        self.server = GrpcServer([SERVICE], options, registry)
+        in_flight = InFlight(metrics.in_flight)
+        self.server = GrpcServer([SERVICE, RELEASE_SERVICE], options, registry)
         self.ensemble = Ensemble(triton)
         self.watch = ReleaseWatch(releases, self.ensemble, metrics, self.server.set_serving, canary_s)
-        servicer = CandidateServicer(self.ensemble, self.watch, metrics)
-        candidates_pb2_grpc.add_CandidateServiceServicer_to_server(servicer, self.server.server)
+        candidates_pb2_grpc.add_CandidateServiceServicer_to_server(
+            CandidateServicer(self.ensemble, self.watch, in_flight, metrics), self.server.server
+        )
+        releases_pb2_grpc.add_ReleaseServiceServicer_to_server(
+            ReleaseServicer(releases, self.ensemble, self.watch, in_flight, metrics), self.server.server
+        )
 
     async def run(self) -> None:
         """Serve until SIGTERM, then drain. The watch never ends by itself: an error in it ends the process."""

@@ -18,6 +18,7 @@ import numpy as np
 from pinrec_core.errors import InvalidRelease, PinrecError, Unavailable
 from pinrec_core.messages import CandidateRequest
 from pinrec_core.release import Release, open_release, serving_state
+from pinrec_core.release.golden import CANARY_USER_ID
 from services.common.errors import status_of
 from services.common.metrics import GatewayMetrics
 from services.gateway.triton_client import Ensemble
@@ -31,9 +32,6 @@ RETRY_S = 1.0
 CANARY_TIMEOUT_S = 5.0
 FAILURES_UNTIL_NOT_SERVING = 2
 """One lost canary is a hiccup; after the second in a row requests are refused instead of run into their deadlines."""
-
-CANARY_USER_ID = -(2**63)
-"""A user that no log holds: the canary is served from the start token."""
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +59,14 @@ class ReleaseWatch:
         self._wanted: Release | None = None
         self._seen: tuple[int, int] | None = None
         self._failures = 0
-        self._is_ready = False
+        self.is_ready = False
+        """Whether the health service says SERVING."""
         self._next_canary = 0.0
+
+    @property
+    def admitted(self) -> int:
+        """Number of the release that requests are admitted for, 0 before the first."""
+        return self._admitted.number if self._admitted is not None else 0
 
     def active(self) -> Release:
         """The release to admit a request for; raises Unavailable until one has answered a canary, and while none do."""
@@ -127,16 +131,19 @@ class ReleaseWatch:
 
     async def _admit(self, release: Release) -> None:
         log.info("admitting requests for release %d", release.number)
+        if self._admitted is not None:
+            self._metrics.release_switches.inc()
         self._admitted = release
         self._metrics.active_release.set(release.number)
+        self._metrics.release_watermark_ms.set(release.manifest["watermark_ms"])
         await self._count(passed=True)
 
     async def _count(self, passed: bool) -> None:
         self._next_canary = time.monotonic() + (self._canary_s if passed else min(self._canary_s, RETRY_S))
         self._failures = 0 if passed else self._failures + 1
         if passed or self._failures == FAILURES_UNTIL_NOT_SERVING:
-            if passed != self._is_ready:
+            if passed != self.is_ready:
                 log.warning("health turns %s", "SERVING" if passed else "NOT_SERVING")
-            self._is_ready = passed
+            self.is_ready = passed
             self._metrics.ready.set(passed)
             await self._set_serving(passed)

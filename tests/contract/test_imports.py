@@ -27,6 +27,7 @@ ALLOWED = {
     "generate": {"model"},
     "eval": {"data", "model", "generate", "retrieve"},
     "eval.baselines": {"data", "model", "generate", "retrieve", "eval", "train"},
+    "golden": {"recommend", "generate"},
     "recommend": {"signals", "model", "generate", "retrieve"},
     "serving": set(),
 }
