@@ -26,7 +26,11 @@ class InvalidRequest(PinrecError, ValueError):
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         super().__init__(f"{field} has value {value!r}; allowed: {allowed}")
-        self.field = field
+        self.field, self.value, self.allowed = field, value, allowed
+
+    def within(self, place: str) -> InvalidRequest:
+        """The same, of a field inside `place`."""
+        return InvalidRequest(f"{place}.{self.field}", self.value, self.allowed)
 
 
 class InvalidConfig(PinrecError, ValueError):

@@ -10,8 +10,13 @@ import grpc
 
 from pinrec_core.errors import PinrecError, ReleaseNotOpen
 from pinrec_core.messages import FetchSignalsInput, Signals, Status
+from pinrec_core.release import Release
+from pinrec_core.schema import SEARCH_ACTION, ItemType
 from pinrec_core.serving.error_words import error_of
 from pinrec_core.signals.empty import empty_signals
+from pinrec_core.signals.query_content import QueryContent
+from pinrec_core.text_encoder import normalize_text, query_item_id
+from services.common.outage import Outage
 from services.proto.signals_pb2 import GetHistoriesRequest, GetHistoriesResponse, HistoryRequest
 from services.proto.signals_pb2_grpc import SignalServiceStub
 from services.signals.wire import CODE_METADATA, unpack_history
@@ -33,14 +38,16 @@ log = logging.getLogger(__name__)
 class RemoteSignals:
     """Asks the signal service; one call a release in the batch, all in flight together. Thread-safe.
 
-    `content_dim` is D_sem of the releases asked for, so that a degraded answer has their shape. Where the service does
-    not answer in time the history is empty and the status says SIGNALS_UNAVAILABLE.
+    Where the service does not answer in time the status says SIGNALS_UNAVAILABLE and the history is empty, but for the
+    request's search query: `release` (whose D_sem all releases asked for share) makes its row here.
     """
 
-    def __init__(self, address: str, content_dim: int) -> None:
+    def __init__(self, address: str, release: Release) -> None:
         self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._stub = SignalServiceStub(self._channel)
-        self._content_dim = content_dim
+        self._release = release
+        self._query_content = QueryContent(release.text_encoder)
+        self._outage = Outage(f"signal service {address}", log)
 
     def run(self, batch: Sequence[FetchSignalsInput]) -> list[Signals | PinrecError]:
         """Signals of each request, in order; ReleaseNotOpen for those whose release the service does not hold.
@@ -54,8 +61,9 @@ class RemoteSignals:
             groups.setdefault(request.release, []).append(place)
         calls = {release: self._call(release, [batch[place] for place in places]) for release, places in groups.items()}
         for release, places in groups.items():
-            deadlines = [arrival_ns + batch[place].remaining_ms * _NS_PER_MS for place in places]
-            answers.update(zip(places, self._answers(calls[release], deadlines), strict=True))
+            requests = [batch[place] for place in places]
+            deadlines = [arrival_ns + request.remaining_ms * _NS_PER_MS for request in requests]
+            answers.update(zip(places, self._answers(calls[release], requests, deadlines), strict=True))
         return [answers[place] for place in range(len(batch))]
 
     def close(self) -> None:
@@ -78,20 +86,38 @@ class RemoteSignals:
         remaining_s = min(request.remaining_ms for request in requests) / 1_000
         return self._stub.GetHistories.future(message, timeout=remaining_s * SHARE_OF_DEADLINE)
 
-    def _answers(self, call: grpc.Future, deadlines: Sequence[int]) -> Sequence[Signals | PinrecError]:
+    def _answers(
+        self, call: grpc.Future, requests: Sequence[FetchSignalsInput], deadlines: Sequence[int]
+    ) -> Sequence[Signals | PinrecError]:
         try:
             response: GetHistoriesResponse = call.result()
         except grpc.RpcError as failure:
             error = _typed_error(failure)
             if isinstance(error, ReleaseNotOpen):
                 return [error for _ in deadlines]
-            log.warning("signal service: %s %s", failure.code().name, failure.details())
-            degraded = Status.COLD_START | Status.SIGNALS_UNAVAILABLE
-            return [empty_signals(self._content_dim, degraded, deadline_ns) for deadline_ns in deadlines]
+            self._outage.failed(f"{failure.code().name} {failure.details()}")
+            return [
+                self._degraded(request, deadline_ns) for request, deadline_ns in zip(requests, deadlines, strict=True)
+            ]
+        self._outage.ended()
         return [
-            unpack_history(history, self._content_dim, deadline_ns)
+            unpack_history(history, self._release.content_dim, deadline_ns)
             for history, deadline_ns in zip(response.histories, deadlines, strict=True)
         ]
+
+    def _degraded(self, request: FetchSignalsInput, deadline_ns: int) -> Signals:
+        """No history; the request's search query all the same, as `SignalFetcher` would put it."""
+        status = Status.COLD_START | Status.SIGNALS_UNAVAILABLE
+        signals = empty_signals(self._release.content_dim, status, deadline_ns)
+        if normalize_text(request.search_query):
+            signals.content, signals.content_scale = self._query_content.of([request.search_query])
+            signals.item_ids[:] = query_item_id(request.search_query)
+            signals.item_types[:] = ItemType.SEARCH_QUERY
+            signals.actions[:] = self._release.vocabulary.action_code(SEARCH_ACTION)
+            signals.surfaces[:] = request.surface
+            signals.timestamps_ms[:] = request.request_time_ms
+            signals.sequence_length = 1
+        return signals
 
 
 def _typed_error(failure: grpc.RpcError) -> PinrecError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from pinrec_core.errors import InvalidRequest
 from pinrec_core.messages import FetchSignalsInput
@@ -31,7 +32,26 @@ def events_of(request: signals_pb2.AppendEventsRequest) -> list[Event]:
     """The events of a request. A search query gets the id of its text. Raises InvalidRequest."""
     if not 1 <= len(request.events) <= MAX_EVENTS:
         raise InvalidRequest("events", f"{len(request.events)} events", f"1 to {MAX_EVENTS}")
-    return [_event(event, f"events[{place}]") for place, event in enumerate(request.events)]
+    made: list[Event] = []
+    try:
+        for event in request.events:
+            made.append(event_of(event))
+    except InvalidRequest as error:
+        raise error.within(f"events[{len(made)}]") from None
+    return made
+
+
+def event_of(event: signals_pb2.Event) -> Event:
+    """One event as it will be stored. Raises InvalidRequest."""
+    item_type, action, surface = _checked_names(event.item_type, event.action, event.surface)
+    timestamp_ms, text = event.timestamp_ms, event.text
+    if not FIRST_TIMESTAMP_MS <= timestamp_ms < LAST_TIMESTAMP_MS:
+        allowed = f"Unix milliseconds from {FIRST_TIMESTAMP_MS} to {LAST_TIMESTAMP_MS}"
+        raise InvalidRequest("timestamp_ms", timestamp_ms, allowed)
+    if text:
+        _check_length(text, "text", MAX_TEXT_CHARS)
+    item_id = _query_id(event) if item_type == ItemType.SEARCH_QUERY else event.item_id
+    return Event(event.user_id, item_id, item_type, action, surface, timestamp_ms, event.event_id, text)
 
 
 def inputs_of(request: signals_pb2.GetHistoriesRequest, surfaces: Sequence[str]) -> list[FetchSignalsInput]:
@@ -48,34 +68,28 @@ def inputs_of(request: signals_pb2.GetHistoriesRequest, surfaces: Sequence[str])
     ]
 
 
-def _event(event: signals_pb2.Event, field: str) -> Event:
-    if event.item_type not in ITEM_TYPE_NAMES:
-        raise InvalidRequest(f"{field}.item_type", event.item_type, f"one of {list(ITEM_TYPE_NAMES)}")
-    for name in ("action", "surface"):
-        if not getattr(event, name):
-            raise InvalidRequest(f"{field}.{name}", "", "a name that is not empty")
-        _check_length(getattr(event, name), f"{field}.{name}", MAX_NAME_CHARS)
-    is_query = event.item_type == ITEM_TYPE_NAMES[ItemType.SEARCH_QUERY]
-    if is_query != (event.action == SEARCH_ACTION):
+@lru_cache(maxsize=4_096)
+def _checked_names(item_type: str, action: str, surface: str) -> tuple[ItemType, str, str]:
+    """The three words of an event: few in a stream of millions, so each combination is checked once and kept."""
+    if item_type not in ITEM_TYPE_NAMES:
+        raise InvalidRequest("item_type", item_type, f"one of {list(ITEM_TYPE_NAMES)}")
+    for field, name in (("action", action), ("surface", surface)):
+        if not name:
+            raise InvalidRequest(field, "", "a name that is not empty")
+        _check_length(name, field, MAX_NAME_CHARS)
+    is_query = item_type == ITEM_TYPE_NAMES[ItemType.SEARCH_QUERY]
+    if is_query != (action == SEARCH_ACTION):
         allowed = SEARCH_ACTION if is_query else f"any but {SEARCH_ACTION}, which belongs to search queries"
-        raise InvalidRequest(f"{field}.action", event.action, allowed)
-    _check_length(event.text, f"{field}.text", MAX_TEXT_CHARS)
-    if not FIRST_TIMESTAMP_MS <= event.timestamp_ms < LAST_TIMESTAMP_MS:
-        allowed = f"Unix milliseconds from {FIRST_TIMESTAMP_MS} to {LAST_TIMESTAMP_MS}"
-        raise InvalidRequest(f"{field}.timestamp_ms", event.timestamp_ms, allowed)
-    item_type = ItemType.SEARCH_QUERY if is_query else ItemType.PIN
-    item_id = _query_id(event, field) if is_query else event.item_id
-    return Event(
-        event.user_id, item_id, item_type, event.action, event.surface, event.timestamp_ms, event.event_id, event.text
-    )
+        raise InvalidRequest("action", action, allowed)
+    return (ItemType.SEARCH_QUERY if is_query else ItemType.PIN), action, surface
 
 
-def _query_id(event: signals_pb2.Event, field: str) -> int:
+def _query_id(event: signals_pb2.Event) -> int:
     if not normalize_text(event.text):
-        raise InvalidRequest(f"{field}.text", event.text, "the words of the search query")
+        raise InvalidRequest("text", event.text, "the words of the search query")
     item_id = query_item_id(event.text)
     if event.item_id not in (0, item_id):
-        raise InvalidRequest(f"{field}.item_id", event.item_id, f"0 or the hash of the text, {item_id}")
+        raise InvalidRequest("item_id", event.item_id, f"0 or the hash of the text, {item_id}")
     return item_id
 
 

@@ -34,6 +34,7 @@ def pack_history(signals: Signals) -> History:
         seen_item_ids=signals.seen_item_ids.astype("<i8").tobytes() if has_seen else b"",
         history_length=signals.history_length,
         realtime_events=signals.realtime_events,
+        status=signals.status,
         **{name: getattr(signals, name)[:valid].astype(dtype).tobytes() for name, dtype in _ROW_DTYPES.items()},
     )
 
@@ -41,7 +42,7 @@ def pack_history(signals: Signals) -> History:
 def unpack_history(history: History, content_dim: int, deadline_ns: int) -> Signals:
     """The stage's output out of the service's answer; `content_dim` is the release's D_sem."""
     if not history.item_ids:
-        return empty_signals(content_dim, Status.COLD_START, deadline_ns)
+        return empty_signals(content_dim, Status(history.status) | Status.COLD_START, deadline_ns)
     rows = {name: _array(getattr(history, name), dtype) for name, dtype in _ROW_DTYPES.items()}
     seen = _array(history.seen_item_ids, "<i8")
     return Signals(
@@ -50,7 +51,7 @@ def unpack_history(history: History, content_dim: int, deadline_ns: int) -> Sign
         history_length=history.history_length,
         seen_item_ids=seen if len(seen) else np.full(1, -1, np.int64),
         realtime_events=history.realtime_events,
-        status=int(Status.OK if history.history_length else Status.COLD_START),
+        status=history.status,
         deadline_ns=deadline_ns,
         **rows,
     )

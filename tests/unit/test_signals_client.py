@@ -1,18 +1,30 @@
 """The client against servers that are absent, slow or refuse; the real one: tests/e2e/test_signal_service.py."""
 
+import logging
 import time
 from concurrent import futures
 from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
 
+from pinrec_core.codec import quantize
 from pinrec_core.errors import ReleaseNotOpen
 from pinrec_core.messages import FetchSignalsInput, Status
+from pinrec_core.schema import ItemType, Vocabulary
+from pinrec_core.text_encoder import TextEncoder, query_item_id
 from services.proto import signals_pb2, signals_pb2_grpc
 from services.signals.client import RemoteSignals
 from services.signals.wire import CODE_METADATA
+
+ENCODER = TextEncoder.fit(["red bicycle", "blue sky"], dim=2)
+RELEASE = SimpleNamespace(
+    content_dim=2, text_encoder=ENCODER, vocabulary=Vocabulary(("save",), ("save", "search"), ("home", "search"))
+)
+"""What the client reads of a release."""
 
 DEGRADED = Status.COLD_START | Status.SIGNALS_UNAVAILABLE
 
@@ -43,13 +55,16 @@ class Scripted(signals_pb2_grpc.SignalServiceServicer):
             timestamps_ms=np.array([5, 6], "<i8").tobytes(),
             history_length=2,
             realtime_events=1,
+            status=Status.REALTIME_UNAVAILABLE if request.release == 4 else Status.OK,
         )
+        if request.release == 5:
+            history = signals_pb2.History(status=Status.COLD_START | Status.REALTIME_UNAVAILABLE)
         return signals_pb2.GetHistoriesResponse(histories=[history] * len(request.requests))
 
 
 @contextmanager
 def remote_to(address):
-    remote = RemoteSignals(address, content_dim=2)
+    remote = RemoteSignals(address, RELEASE)
     yield remote
     remote.close()
 
@@ -88,6 +103,39 @@ def test_no_service_means_degraded_signals():
     assert (first.sequence_length, first.seen_item_ids.tolist()) == (0, [-1])
     assert before + 2_000_000_000 <= first.deadline_ns
     assert first.deadline_ns - second.deadline_ns == 1_500_000_000
+
+
+def test_a_degraded_answer_keeps_the_search_query_of_its_request():
+    with remote_to("localhost:9") as remote:
+        asked = FetchSignalsInput(7, 2, "Red  bicycle", 1_700_000_000_000, 1, 2_000)
+        found, blank = remote.run([asked, replace(asked, search_query=" ")])
+    content, scale = quantize(ENCODER.encode(["red bicycle"]))
+    assert (found.sequence_length, found.history_length, found.status) == (1, 0, DEGRADED)
+    assert found.item_ids.tolist() == [query_item_id("red bicycle")]
+    assert found.item_types.tolist() == [ItemType.SEARCH_QUERY]
+    assert (found.actions.tolist(), found.surfaces.tolist()) == ([2], [2])
+    assert found.timestamps_ms.tolist() == [1_700_000_000_000]
+    assert (found.content.tolist(), found.content_scale.tolist()) == (content.tolist(), scale.tolist())
+    assert blank.sequence_length == 0
+
+
+def test_a_history_of_the_batch_view_alone_says_so(scripted):
+    (signals,) = scripted.run([ask(4)])
+    assert signals.status == Status.REALTIME_UNAVAILABLE
+    (signals,) = scripted.run([ask(5)])
+    assert signals.status == Status.COLD_START | Status.REALTIME_UNAVAILABLE
+
+
+def test_one_warning_a_failing_period(scripted, caplog):
+    scripted.run([ask(1)])  # whatever failed in another test is over
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        for release in (500, 500, 1, 1, 500):
+            scripted.run([ask(release)])
+    lines = [record.message for record in caplog.records if record.name == "services.signals.client"]
+    assert [line.split(": ")[-1][:22] for line in lines if "fails" in line] == ["INTERNAL internal error"[:22]] * 2
+    assert sum("works again after 2 failures" in line for line in lines) == 1
+    assert len(lines) == 3
 
 
 def test_a_late_or_failing_service_means_degraded_signals_with_time_left(scripted):

@@ -14,8 +14,8 @@ from services.signals.client import RemoteSignals
 
 
 def open_remote(release: Release) -> Stage:
-    """A client whose degraded answers have the shape of the release."""
-    return RemoteSignals(os.environ["PINREC_SIGNALS"], release.content_dim)
+    """A client whose degraded answers are those of the release."""
+    return RemoteSignals(os.environ["PINREC_SIGNALS"], release)
 
 
 class TritonPythonModel:
@@ -23,7 +23,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Connect. The signal service verifies the files that it reads, so none is verified here."""
-        self.host = start_host(FETCH_SIGNALS, open_remote, verify=False)
+        self.host = start_host(FETCH_SIGNALS, open_remote, parts=())
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order."""
