@@ -26,8 +26,8 @@ from pinrec_core.messages import (
 from pinrec_core.model.id_embedding import IdEmbedder
 from pinrec_core.release import Release
 from pinrec_core.retrieve.search import Retriever
-from pinrec_core.signals.batch_view import BatchView
-from pinrec_core.signals.fetch import SignalFetcher
+from pinrec_core.signals.batch_view import BatchView, open_batch_view
+from pinrec_core.signals.fetch import FixedView, SignalFetcher
 from pinrec_core.signals.realtime import HistoryStore, MemoryHistoryStore
 
 
@@ -42,10 +42,10 @@ class Stages:
 
     @classmethod
     def open(cls, release: Release, batch_view: Path | None = None, realtime: HistoryStore | None = None) -> Stages:
-        """Open a release with a compiled batch view and a store of newer events (both may be absent)."""
-        view = BatchView.open(batch_view) if batch_view is not None else None
+        """Open a release with a folder of batch views and a store of newer events (both may be absent)."""
+        view = open_batch_view(batch_view) if batch_view is not None else BatchView.empty()
         return cls(
-            SignalFetcher(release, view, realtime if realtime is not None else MemoryHistoryStore()),
+            SignalFetcher(release, FixedView(view), realtime if realtime is not None else MemoryHistoryStore()),
             IdEmbedder.open(release),
             Generator.open(release),
             Retriever.open(release),

@@ -1,20 +1,14 @@
-"""One event, the id that it gets where it came without one, and the bytes that it rests in."""
+"""One event, and the id that it gets where it came without one."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from pinrec_core.errors import InvalidData
 from pinrec_core.event_log.event_ids import derived_event_ids, name_hash
 from pinrec_core.schema import ItemType
-
-ROW_VERSION = 1
-_HEADER = struct.Struct("<BBqHHI")
-"""Version, item type, item_id, and the byte lengths of action, surface and text, which follow in UTF-8."""
 
 
 class Event(NamedTuple):
@@ -46,26 +40,3 @@ def with_event_ids(events: Sequence[Event]) -> list[Event]:
     ids = iter(derived_event_ids(keys)[0].tolist())
     return [event if event.event_id else event._replace(event_id=next(ids)) for event in events]
 
-
-def encode_row(event: Event) -> bytes:
-    """The bytes of an event beside its key (user_id, timestamp_ms, event_id)."""
-    action, surface, text = event.action.encode(), event.surface.encode(), event.text.encode()
-    header = _HEADER.pack(ROW_VERSION, event.item_type, event.item_id, len(action), len(surface), len(text))
-    return header + action + surface + text
-
-
-def decode_row(user_id: int, timestamp_ms: int, event_id: int, row: bytes) -> Event:
-    """Inverse of `encode_row`. Raises InvalidData on a version that this code does not know, or a cut row."""
-    if not row or row[0] != ROW_VERSION:
-        version = row[0] if row else None
-        raise InvalidData(f"stored event of user {user_id} has row version {version}; known: {ROW_VERSION}")
-    if len(row) < _HEADER.size:
-        raise InvalidData(f"stored event of user {user_id} has {len(row)} bytes; at least {_HEADER.size} are needed")
-    _, item_type, item_id, num_action, num_surface, num_text = _HEADER.unpack_from(row)
-    surface_at = _HEADER.size + num_action
-    text_at = surface_at + num_surface
-    if len(row) != text_at + num_text:
-        raise InvalidData(f"stored event of user {user_id} has {len(row)} bytes; its header says {text_at + num_text}")
-    action, surface = row[_HEADER.size : surface_at].decode(), row[surface_at:text_at].decode()
-    text = row[text_at:].decode()
-    return Event(user_id, item_id, ItemType(item_type), action, surface, timestamp_ms, event_id, text)

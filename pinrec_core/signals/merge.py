@@ -1,6 +1,7 @@
-"""Joining the batch view and the realtime view of one user. Pure numpy.
+"""Joining the batch view and the realtime view. Pure numpy.
 
-Letters: n rows of one user.
+Everywhere a history is in the order of (timestamp_ms, event_id), so that it is the same whichever view holds an event.
+Letters: n rows of one user or, with their owners, of several.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from pinrec_core.schema import MAX_SEEN_ITEMS, ItemType
 
 _DTYPES = (np.int64, np.uint8, np.int32, np.int32, np.int64, np.uint64)
 
@@ -27,20 +26,46 @@ class HistoryRows(NamedTuple):
     event_ids: NDArray[np.uint64]
 
 
-def merge(batch: HistoryRows, realtime: HistoryRows) -> tuple[HistoryRows, NDArray[np.bool_]]:
-    """Both views as one history, oldest first, each event once.
+class OwnedRows(NamedTuple):
+    """Rows of several users together; `owners` uint16 [n] says whose each is, by place in the call."""
 
-    Both come oldest first with the same codes. A realtime event whose id the batch view holds, or an earlier realtime
-    event has, is left out. Events of equal time keep their order, batch before realtime. Returns the rows, and bool
-    [n]: which of them only the realtime view has.
+    rows: HistoryRows
+    owners: NDArray[np.uint16]
+
+
+def merge(batch: HistoryRows, realtime: HistoryRows) -> tuple[HistoryRows, NDArray[np.bool_]]:
+    """Both views of one user as one history, oldest first, each event once: the plain twin of `merge_users`.
+
+    Both come oldest first, events of equal time by event id, with the same codes. A realtime event whose id the batch
+    view holds, or an earlier realtime event has, is left out. Returns the rows in the same order, and bool [n]: which
+    of them only the realtime view has.
     """
-    fresh = _fresh(batch.event_ids, realtime.event_ids)
-    num_batch = len(batch.event_ids)
-    if not len(fresh):
-        return batch, np.zeros(num_batch, dtype=bool)
+    _, first = np.unique(realtime.event_ids, return_index=True)
+    first.sort()
+    fresh = first[~np.isin(realtime.event_ids[first], batch.event_ids)]
     joined = concatenate(batch, take(realtime, fresh))
-    order = np.argsort(joined.timestamps_ms, kind="stable")
-    return take(joined, order), order >= num_batch
+    order = np.lexsort((joined.event_ids, joined.timestamps_ms))
+    return take(joined, order), order >= len(batch.event_ids)
+
+
+def merge_users(batch: OwnedRows, realtime: OwnedRows) -> tuple[OwnedRows, NDArray[np.bool_]]:
+    """`merge` for each user, all at once: the batch view's owners ascend, and those of the result do.
+
+    What the batch view has from before a user's oldest realtime event stays where it is; only the rest is sorted.
+    """
+    fresh = _fresh(batch, realtime)
+    if not len(fresh):
+        return batch, np.zeros(len(batch.owners), dtype=bool)
+    newer = OwnedRows(take(realtime.rows, fresh), realtime.owners[fresh])
+    joined, owners = concatenate(batch.rows, newer.rows), np.concatenate([batch.owners, newer.owners])
+    oldest_ms = np.full(int(owners.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(oldest_ms, newer.owners, newer.rows.timestamps_ms)
+    is_mixed = joined.timestamps_ms >= oldest_ms[owners]
+    mixed = np.flatnonzero(is_mixed)
+    mixed = mixed[np.lexsort((joined.event_ids[mixed], joined.timestamps_ms[mixed]))]
+    order = np.concatenate([np.flatnonzero(~is_mixed), mixed])
+    order = order[np.argsort(owners[order], kind="stable")]  # 16 bits: a radix sort
+    return OwnedRows(take(joined, order), owners[order]), order >= len(batch.owners)
 
 
 def take(rows: HistoryRows, places: NDArray[np.int64] | slice) -> HistoryRows:
@@ -60,22 +85,16 @@ def history_rows(events: Sequence[tuple[int, int, int, int, int, int]]) -> Histo
     return HistoryRows._make(np.array(column, dtype) for column, dtype in zip(columns, _DTYPES, strict=True))
 
 
-def newest(rows: HistoryRows, count: int) -> HistoryRows:
-    """The last `count` rows (all, if there are fewer)."""
-    start = max(len(rows.item_ids) - count, 0)
-    return take(rows, slice(start, None))
-
-
-def seen_items(rows: HistoryRows) -> NDArray[np.int64]:
-    """Pins of a history, newest kept: int64 [S], 1 <= S <= MAX_SEEN_ITEMS; one -1 if there is none."""
-    pins = rows.item_ids[rows.item_types == ItemType.PIN][-MAX_SEEN_ITEMS:]
-    return pins if len(pins) else np.full(1, -1, dtype=np.int64)
-
-
-def _fresh(batch_ids: NDArray[np.uint64], realtime_ids: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Places of the realtime ids that neither the batch view nor an earlier realtime row has, ascending."""
-    if not len(realtime_ids):
+def _fresh(batch: OwnedRows, realtime: OwnedRows) -> NDArray[np.int64]:
+    """Places of the realtime rows whose id neither the batch view nor an earlier realtime row of the user has."""
+    wanted = np.sort(realtime.rows.event_ids)
+    if not len(wanted):
         return np.zeros(0, dtype=np.int64)
-    _, first = np.unique(realtime_ids, return_index=True)
-    first.sort()
-    return first[~np.isin(realtime_ids[first], batch_ids)]
+    at = np.minimum(np.searchsorted(wanted, batch.rows.event_ids), len(wanted) - 1)
+    held = np.flatnonzero(wanted[at] == batch.rows.event_ids)  # few: by an id that some user's realtime view has
+    owners = np.concatenate([batch.owners[held], realtime.owners])
+    event_ids = np.concatenate([batch.rows.event_ids[held], realtime.rows.event_ids])
+    order = np.lexsort((event_ids, owners))  # stable: of equal ones the batch view's first, then the oldest
+    is_first = np.ones(len(order), dtype=bool)
+    is_first[1:] = (np.diff(owners[order]) != 0) | (np.diff(event_ids[order]) != 0)
+    return np.sort(order[is_first & (order >= len(held))]) - len(held)

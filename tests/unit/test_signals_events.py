@@ -4,10 +4,11 @@ import sys
 import numpy as np
 import pytest
 
-from pinrec_core.errors import InvalidData
+from pinrec_core.errors import Unavailable
 from pinrec_core.event_log.event_ids import derived_event_ids, name_hash
 from pinrec_core.schema import ItemType
-from pinrec_core.signals.events import Event, decode_row, encode_row, with_event_ids
+from pinrec_core.signals.events import Event, with_event_ids
+from pinrec_core.signals.realtime.rows import Wording, encode_row, stored_events
 
 SAVE = Event(7, 101, ItemType.PIN, "save", "home", 1_700_000_000_000)
 GOLDEN_ID = 17482186822661794
@@ -34,26 +35,46 @@ def columns(*events: Event):
     ],
 )
 def test_a_row_round_trips(event):
-    assert decode_row(event.user_id, event.timestamp_ms, event.event_id, encode_row(event)) == event
+    found = stored(encode_row(event))
+    assert (found.item_ids.tolist(), found.item_types.tolist()) == ([event.item_id], [event.item_type])
+    assert found.distinct_wordings == [Wording(event.action, event.surface, event.text)]
 
 
 def test_row_bytes_are_what_older_stores_hold():
     row = encode_row(Event(7, 258, ItemType.SEARCH_QUERY, "search", "home", 9, 4, "é"))
-    assert row == b"\x01\x01\x02\x01\0\0\0\0\0\0\x06\0\x04\0\x02\0\0\0searchhome\xc3\xa9"
+    assert row == b"\x02\x01\x02\x01\0\0\0\0\0\0\x06\0\x04\0\x02\0\0\0searchhome\xc3\xa9"
+
+
+def test_equal_wordings_are_said_once():
+    rows = [
+        encode_row(SAVE._replace(item_id=i, surface=surface)) for i, surface in enumerate(["home", "search", "home"])
+    ]
+    found = stored_events([2, 0, 1], np.array([3, 2, 9]), np.array([1, 2, 3], np.uint64), rows)
+    assert found.offsets.tolist() == [0, 2, 2, 3]
+    assert found.item_ids.tolist() == [0, 1, 2]
+    assert found.wordings.tolist() == [0, 1, 0]
+    assert found.distinct_wordings == [Wording("save", "home", ""), Wording("save", "search", "")]
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (b"\x07" + encode_row(SAVE)[1:], "user 7 has row version 7; known: 1"),
-        (b"", "row version None; known: 1"),
-        (encode_row(SAVE)[:9], "has 9 bytes; at least 18 are needed"),
-        (encode_row(SAVE)[:-1], "has 25 bytes; its header says 26"),
+        (b"\x07" + encode_row(SAVE)[1:], "row version 7; known: 2"),
+        (b"\x01" + encode_row(SAVE)[1:], "row version 1; known: 2"),
+        (b"", "a row is cut"),
+        (encode_row(SAVE)[:9], "a row is cut"),
+        (encode_row(SAVE)[:12], "a row is cut"),
+        (encode_row(SAVE)[:-1], "a row is cut"),
+        (encode_row(SAVE)[:-1] + b"\xff", "a row is cut"),
     ],
 )
 def test_a_row_that_cannot_be_read_says_why(row, said):
-    with pytest.raises(InvalidData, match=said):
-        decode_row(7, 9, 4, row)
+    with pytest.raises(Unavailable, match=said):
+        stored(row)
+
+
+def stored(row):
+    return stored_events([1], np.array([9]), np.array([4], np.uint64), [row])
 
 
 def test_derived_ids_are_the_same_in_every_process():

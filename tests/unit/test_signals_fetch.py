@@ -1,9 +1,8 @@
 import json
 import time
+from bisect import bisect_left
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pinrec_core.codec import dequantize, quantize
@@ -11,10 +10,11 @@ from pinrec_core.config import config_from_dict
 from pinrec_core.messages import FetchSignalsInput, Status
 from pinrec_core.release import ItemTable, Release
 from pinrec_core.schema import ItemType, Vocabulary
-from pinrec_core.signals.batch_view import BatchView, compile_batch_view
+from pinrec_core.signals.batch_view import BatchView
+from pinrec_core.signals.compiled_view import ViewArrays
 from pinrec_core.signals.empty import empty_signals
-from pinrec_core.signals.events import Event
-from pinrec_core.signals.fetch import SignalFetcher
+from pinrec_core.signals.events import Event, with_event_ids
+from pinrec_core.signals.fetch import FixedView, SignalFetcher
 from pinrec_core.signals.query_content import QueryContent
 from pinrec_core.signals.realtime import MemoryHistoryStore
 from pinrec_core.text_encoder import TextEncoder, query_item_id
@@ -61,14 +61,34 @@ def release(tmp_path_factory, encoder):
     return Release(path, 3, {}, config_from_dict({"model": {"max_history": 4}}), VOCABULARY)
 
 
+def view_of(log, version=1):
+    """A batch view of rows as in LOG, whose codes of names are its own."""
+    rows = sorted(log, key=lambda row: (row[0], row[5]))
+    events = [Event(*row[:2], ItemType[row[2].upper()], *row[3:6]) for row in rows]
+    users, actions, surfaces = (sorted({row[column] for row in rows}) for column in (0, 3, 4))
+    texts = {row[1]: row[6].encode() for row in rows if row[6]}
+    bounds = [bisect_left(rows, user, key=lambda row: row[0]) for user in [*users, 2**63]]
+    ids = sorted(texts)
+    arrays = ViewArrays(
+        user_ids=np.array(users, np.int64),
+        starts=np.array(bounds[:-1], np.int64),
+        ends=np.array(bounds[1:], np.int64),
+        item_ids=np.array([event.item_id for event in events], np.int64),
+        item_types=np.array([event.item_type for event in events], np.uint8),
+        actions=np.array([actions.index(event.action) for event in events], np.int32),
+        surfaces=np.array([surfaces.index(event.surface) for event in events], np.int32),
+        timestamps_ms=np.array([event.timestamp_ms for event in events], np.int64),
+        event_ids=np.array([event.event_id for event in with_event_ids(events)], np.uint64),
+        text_ids=np.array(ids, np.int64),
+        text_offsets=np.cumsum([0, *(len(texts[one]) for one in ids)]),
+        text_bytes=np.frombuffer(b"".join(texts[one] for one in ids), np.uint8),
+    )
+    return BatchView(version, max(row[5] for row in rows), tuple(actions), tuple(surfaces), arrays)
+
+
 @pytest.fixture(scope="module")
-def batch_view(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("log")
-    names = ("user_id", "item_id", "item_type", "action", "surface", "timestamp_ms", "text")
-    columns = dict(zip(names, map(list, zip(*LOG, strict=True)), strict=True))
-    pq.write_table(pa.table(columns), folder / "events.parquet")
-    compile_batch_view(folder, folder / "view")
-    return BatchView.open(folder / "view")
+def views():
+    return FixedView(view_of(LOG))
 
 
 @pytest.fixture
@@ -77,8 +97,8 @@ def store():
 
 
 @pytest.fixture
-def fetcher(release, batch_view, store):
-    return SignalFetcher(release, batch_view, store)
+def fetcher(release, views, store):
+    return SignalFetcher(release, views, store)
 
 
 def ask(user_id, search_query="", surface=HOME, remaining_ms=1_000):
@@ -131,9 +151,9 @@ def test_an_event_in_both_views_counts_once(fetcher, store):
     assert signals.realtime_events == 1
 
 
-def test_late_events_within_the_overlap_are_found_and_older_ones_are_the_batch_view_s(release, batch_view, store):
+def test_late_events_within_the_overlap_are_found_and_older_ones_are_the_batch_view_s(release, views, store):
     store.append([saved(USER, 11, T0 - 1_000), saved(USER, 12, T0 - 1_001)])
-    (signals,) = SignalFetcher(release, batch_view, store, overlap_ms=1_000).run([ask(USER)])
+    (signals,) = SignalFetcher(release, views, store, overlap_ms=1_000).run([ask(USER)])
     assert signals.item_ids.tolist() == [10, 20, 11, 30]
     assert signals.realtime_events == 1
 
@@ -226,15 +246,15 @@ def test_the_deadline_counts_from_arrival(fetcher):
 
 def test_without_a_batch_view_every_realtime_event_counts(release, store):
     store.append([saved(USER, 10, 1), saved(USER, 20, T0)])
-    (signals,) = SignalFetcher(release, None, store).run([ask(USER)])
+    (signals,) = SignalFetcher(release, FixedView(BatchView.empty()), store).run([ask(USER)])
     assert signals.item_ids.tolist() == [10, 20]
     assert signals.realtime_events == 2
 
 
-def test_a_history_of_one_position_gives_way_to_the_search_query(release, batch_view, store):
+def test_a_history_of_one_position_gives_way_to_the_search_query(release, views, store):
     config = config_from_dict({"model": {"max_history": 1}})
     short = Release(release.path, 3, {}, config, VOCABULARY)
-    (signals,) = SignalFetcher(short, batch_view, store).run([ask(USER, "red bicycle", SEARCH)])
+    (signals,) = SignalFetcher(short, views, store).run([ask(USER, "red bicycle", SEARCH)])
     assert signals.item_ids.tolist() == [KNOWN_QUERY]
     assert (signals.history_length, signals.realtime_events) == (0, 0)
     assert signals.seen_item_ids.tolist() == [10, 20, 30]
@@ -266,8 +286,8 @@ def test_query_content_forgets_the_least_recently_used(encoder, monkeypatch):
     assert encoded == ["a", "b", "c", "b"]
 
 
-def test_the_vocabulary_is_the_release_s_own(release, batch_view, store):
+def test_the_vocabulary_is_the_release_s_own(release, views, store):
     other = Vocabulary.from_dict(json.loads(json.dumps({**VOCABULARY.to_dict(), "actions": ["poke", "save"]})))
-    view = SignalFetcher(Release(release.path, 4, {}, release.config, other), batch_view, store)
+    view = SignalFetcher(Release(release.path, 4, {}, release.config, other), views, store)
     (signals,) = view.run([ask(USER)])
     assert signals.actions.tolist() == [0, 2, 1]

@@ -1,7 +1,8 @@
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pinrec_core.schema import MAX_SEEN_ITEMS
-from pinrec_core.signals.merge import concatenate, history_rows, merge, newest, seen_items, take
+from pinrec_core.signals.merge import OwnedRows, concatenate, history_rows, merge, merge_users, take
 
 PIN, SEARCH_QUERY = 0, 1
 
@@ -29,10 +30,10 @@ def test_an_id_repeated_with_another_time_keeps_its_earliest_realtime_row():
     assert merged.item_ids.tolist() == [1, 2, 3]
 
 
-def test_events_of_equal_time_keep_their_order_batch_first():
-    merged, is_realtime = merge(rows((5, 10, 1), (4, 10, 2)), rows((9, 10, 3), (8, 10, 4)))
-    assert merged.item_ids.tolist() == [5, 4, 9, 8]
-    assert is_realtime.tolist() == [False, False, True, True]
+def test_events_of_equal_time_are_in_the_order_of_their_ids_whichever_view_holds_them():
+    merged, is_realtime = merge(rows((5, 10, 1), (4, 10, 4)), rows((9, 10, 2), (8, 10, 2**64 - 1)))
+    assert merged.item_ids.tolist() == [5, 9, 4, 8]
+    assert is_realtime.tolist() == [False, True, False, True]
 
 
 def test_the_same_item_twice_is_two_events():
@@ -65,17 +66,9 @@ def test_merge_agrees_with_a_dictionary_by_event_id():
     realtime = sorted((e for e, keep in zip(events, in_realtime, strict=True) if keep), key=lambda e: e[1])
     merged, is_realtime = merge(rows(*batch), rows(*realtime))
     expected = {e[2]: (e, False) for e in batch} | {e[2]: (e, True) for e in realtime if e not in batch}
-    expected = sorted(expected.values(), key=lambda pair: pair[0][1])
+    expected = sorted(expected.values(), key=lambda pair: (pair[0][1], pair[0][2]))
     assert merged.item_ids.tolist() == [event[0] for event, _ in expected]
     assert is_realtime.tolist() == [fresh for _, fresh in expected]
-
-
-def test_newest_keeps_the_last_rows():
-    some = rows((1, 10, 101), (2, 20, 102), (3, 30, 103))
-    assert newest(some, 2).item_ids.tolist() == [2, 3]
-    assert newest(some, 3).item_ids.tolist() == [1, 2, 3]
-    assert newest(some, 9).item_ids.tolist() == [1, 2, 3]
-    assert newest(some, 0).item_ids.tolist() == []
 
 
 def test_take_and_concatenate_keep_columns_together():
@@ -85,13 +78,38 @@ def test_take_and_concatenate_keep_columns_together():
     assert flipped.event_ids.tolist() == [102, 101]
 
 
-def test_seen_items_are_the_newest_pins():
-    history = history_rows([(1, PIN, 1, 1, 10, 1), (2, SEARCH_QUERY, 1, 1, 20, 2), (3, PIN, 1, 1, 30, 3)])
-    assert seen_items(history).tolist() == [1, 3]
-    long = rows(*((item, item, item + 1) for item in range(MAX_SEEN_ITEMS + 5)))
-    assert seen_items(long).tolist() == list(range(5, MAX_SEEN_ITEMS + 5))
+IDS = st.integers(0, 12)
+EVENTS = st.lists(st.tuples(IDS, st.integers(0, 8), IDS), max_size=12)
+"""Few items, times and ids, so that they meet."""
 
 
-def test_nothing_seen_is_one_minus_one():
-    assert seen_items(rows()).tolist() == [-1]
-    assert seen_items(history_rows([(2, SEARCH_QUERY, 1, 1, 20, 2)])).tolist() == [-1]
+@given(st.lists(st.tuples(EVENTS, EVENTS), min_size=1, max_size=6))
+def test_merging_all_users_at_once_is_merging_each(users):
+    batches = [in_order(once_each(batch)) for batch, _ in users]
+    realtimes = [in_order(realtime) for _, realtime in users]
+    together, is_realtime = merge_users(owned(batches), owned(realtimes))
+    expected = [merge(batch, realtime) for batch, realtime in zip(batches, realtimes, strict=True)]
+    assert together.owners.tolist() == [user for user, (one, _) in enumerate(expected) for _ in one.item_ids]
+    for name, column in together.rows._asdict().items():
+        alone = np.concatenate([getattr(one, name) for one, _ in expected])
+        assert column.tolist() == alone.tolist(), name
+        assert column.dtype == alone.dtype, name
+    assert is_realtime.tolist() == np.concatenate([fresh for _, fresh in expected]).tolist()
+
+
+def in_order(events):
+    """Rows as a view holds them."""
+    return rows(*sorted(events, key=lambda event: (event[1], event[2])))
+
+
+def once_each(events):
+    """The batch view has each id of a user once."""
+    return list({event[2]: event for event in events}.values())
+
+
+def owned(of_users):
+    joined = of_users[0]
+    for more in of_users[1:]:
+        joined = concatenate(joined, more)
+    lengths = [len(one.item_ids) for one in of_users]
+    return OwnedRows(joined, np.repeat(np.arange(len(lengths), dtype=np.uint16), lengths))

@@ -1,0 +1,129 @@
+"""The realtime view on a server that speaks the Redis protocol: past one machine, Apache Kvrocks (RocksDB behind it).
+
+A sorted set a user: the score is the event's time (exact up to 2^53 ms), the member its id in big-endian bytes and its
+row, so that the server's own order is ours: by time, then by id.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import cast
+
+import numpy as np
+from redis import Redis
+from redis.exceptions import RedisError
+
+from pinrec_core.errors import InvalidConfig, Unavailable
+from pinrec_core.signals.events import Event, with_event_ids
+from pinrec_core.signals.realtime.rows import StoredEvents, encode_row, stored_events
+
+KEY_PREFIX = "pinrec:events:"
+
+_EVENT_ID = struct.Struct(">Q")
+
+_TIMEOUT_S = 2.0
+"""For a connection and for an answer; requests have less time than that."""
+
+_PIECE = 500
+"""Users whose old events one round trip of `expire` drops."""
+
+
+class RedisHistoryStore:
+    """Events in Redis or Kvrocks, appended in one transaction. Several processes may share the server."""
+
+    def __init__(self, url: str, durable: bool = True) -> None:
+        """Connect to `redis://host:port/db`.
+
+        Raises Unavailable if the server does not answer, and InvalidConfig for a bad address or, unless told that the
+        store need not be `durable`, for a server that would acknowledge a write before it is on disk.
+        """
+        try:
+            self._redis = Redis.from_url(
+                url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
+            )
+        except ValueError as error:
+            raise InvalidConfig(f"store has value {url!r}; allowed: redis://host:port/db ({error})") from error
+        with _unavailable("realtime view cannot be opened"):
+            self._redis.ping()
+            if durable:
+                self._check_durable()
+
+    def append(self, events: Sequence[Event]) -> int:
+        """See `HistoryStore`. One MULTI/EXEC; the server syncs before it answers."""
+        members: dict[str, dict[bytes, int]] = {}
+        for event in with_event_ids(events):
+            of_user = members.setdefault(_key(event.user_id), {})
+            of_user[_EVENT_ID.pack(event.event_id) + encode_row(event)] = event.timestamp_ms
+        with _unavailable("events could not be written"), self._redis.pipeline(transaction=True) as pipeline:
+            for key, of_user in members.items():
+                pipeline.zadd(key, of_user)
+            pipeline.execute()
+        return len(events)
+
+    def read(self, user_ids: Sequence[int], since_ms: int, limit: int) -> StoredEvents:
+        """See `HistoryStore`. One round trip."""
+        with _unavailable("events could not be read"), self._redis.pipeline(transaction=False) as pipeline:
+            for user_id in user_ids:
+                pipeline.zrevrangebyscore(_key(user_id), "+inf", since_ms, 0, limit, withscores=True)
+            found: list[list[tuple[bytes, float]]] = pipeline.execute()
+        found = [_each_once(of_user) for of_user in found]
+        members = [member for of_user in found for member, _ in of_user]
+        timestamps_ms = np.array([score for of_user in found for _, score in of_user], dtype=np.float64)
+        event_ids = np.frombuffer(b"".join([member[: _EVENT_ID.size] for member in members]), ">u8").astype(np.uint64)
+        return stored_events(
+            [len(of_user) for of_user in found],
+            timestamps_ms.astype(np.int64),
+            event_ids,
+            [member[_EVENT_ID.size :] for member in members],
+        )
+
+    def expire(self, before_ms: int) -> int:
+        """See `HistoryStore`."""
+        dropped = 0
+        with _unavailable("old events could not be dropped"):
+            users = self._redis.scan_iter(match=f"{KEY_PREFIX}*", count=_PIECE)
+            while keys := list(islice(users, _PIECE)):
+                with self._redis.pipeline(transaction=False) as pipeline:
+                    for key in keys:
+                        pipeline.zremrangebyscore(key, "-inf", f"({before_ms}")
+                    dropped += sum(pipeline.execute())
+        return dropped
+
+    def close(self) -> None:
+        """See `HistoryStore`."""
+        self._redis.close()
+
+    def _check_durable(self) -> None:
+        """Redis syncs its log by its own settings, Kvrocks RocksDB's by another; neither has the other's."""
+        says = {name: self._setting(name) for name in ("appendonly", "appendfsync", "rocksdb.write_options.sync")}
+        is_durable = (says["appendonly"], says["appendfsync"]) == ("yes", "always")
+        if not is_durable and says["rocksdb.write_options.sync"] != "yes":
+            raise InvalidConfig(
+                f"the store acknowledges events before they are on disk: it has {says}; needed: Redis with appendonly "
+                "yes and appendfsync always, or Kvrocks with rocksdb.write_options.sync yes"
+            )
+
+    def _setting(self, name: str) -> str | None:
+        return cast("Mapping[str, str]", self._redis.config_get(name)).get(name)
+
+
+def _key(user_id: int) -> str:
+    return f"{KEY_PREFIX}{user_id}"
+
+
+def _each_once(found: list[tuple[bytes, float]]) -> list[tuple[bytes, float]]:
+    """Rows newest first without those whose time and id the row before has: an id that came with other contents."""
+    keys = [(score, member[: _EVENT_ID.size]) for member, score in found]
+    return [row for row, key, before in zip(found, keys, [None, *keys], strict=False) if key != before]
+
+
+@contextmanager
+def _unavailable(what: str) -> Iterator[None]:
+    """Redis' errors as ours, by their kind alone: their messages name addresses."""
+    try:
+        yield
+    except RedisError as error:
+        raise Unavailable(f"{what}: {type(error).__name__}") from error
