@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 from pinrec_core.errors import InvalidRelease, PinrecError, ReleaseNotOpen
-from pinrec_core.release import Release, open_release, serving_state
+from pinrec_core.release import EVERYTHING, Release, open_release, serving_state
 from pinrec_core.serving.error_words import UNEXPECTED
 
 log = logging.getLogger(__name__)
@@ -23,6 +26,17 @@ class Stage(Protocol):
 
 
 OpenStage = Callable[[Release], Stage]
+
+_NICE = 19
+"""The weakest claim on a core that still gets some of a busy machine (Linux: 15 against 1,024)."""
+
+
+def yield_the_cores() -> None:
+    """Let this thread, and the threads that it starts, run when nothing else wants to. For its whole life: only root
+    may raise a priority again.
+    """
+    if sys.platform == "linux":  # elsewhere a priority belongs to the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 class InlineExecutor(Executor):
@@ -39,19 +53,24 @@ class InlineExecutor(Executor):
 
 
 class OpenReleases:
-    """Follows `root/serving.json`: closes what it no longer lists, opens what is new on `executor` (default: a thread).
+    """Follows `root/serving.json`: closes what it no longer lists, opens what is new on `executor`.
 
+    The default is a thread of its own for each opening, at low priority if another release is being served meanwhile.
     A release that cannot be opened fails its own requests with the reason, until serving.json changes; the others stay.
-    `verify` says whether every file is held to its checksum first (a stage that reads none need not).
+    `parts` are the files and folders that the stage reads, and so holds to their checksums first.
     """
 
     def __init__(
-        self, root: Path, open_stage: OpenStage, verify: bool = True, executor: Executor | None = None
+        self,
+        root: Path,
+        open_stage: OpenStage,
+        parts: tuple[str, ...] = EVERYTHING,
+        executor: Executor | None = None,
     ) -> None:
         self._root = root
         self._open_stage = open_stage
-        self._verify = verify
-        self._executor = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="open-release")
+        self._parts = parts
+        self._executor = executor
         self._opening: dict[int, Future[Stage]] = {}
         self._open: dict[int, Stage] = {}
         self._failed: dict[int, PinrecError] = {}
@@ -92,13 +111,20 @@ class OpenReleases:
         for number in set(self._open) - set(self._listed):
             log.info("closing release %d", number)
             del self._open[number]
-        for number in self._listed:
-            if number not in self._open and number not in self._opening:
-                log.info("opening release %d", number)
-                self._opening[number] = self._executor.submit(self._open_one, number)
+        new = [number for number in self._listed if number not in self._open and number not in self._opening]
+        if not new:
+            return
+        executor = self._executor or ThreadPoolExecutor(
+            1, "open-release", initializer=yield_the_cores if self._open else None
+        )
+        for number in new:
+            log.info("opening release %d", number)
+            self._opening[number] = executor.submit(self._open_one, number)
+        if self._executor is None:
+            executor.shutdown(wait=False)  # the thread ends after the last opening, and its OpenMP team with it
 
     def _open_one(self, number: int) -> Stage:
-        return self._open_stage(open_release(self._root, number, self._verify))
+        return self._open_stage(open_release(self._root, number, parts=self._parts))
 
     def _collect(self) -> None:
         """Take over what has been opened since the last look."""

@@ -75,15 +75,15 @@ class StageHost:
 
 
 def start_host(
-    contract: StageContract, open_stage: OpenStage, verify: bool = True, executor: Executor | None = None
+    contract: StageContract, open_stage: OpenStage, parts: tuple[str, ...], executor: Executor | None = None
 ) -> StageHost:
     """The host of a Triton model: follows `$PINREC_RELEASES/serving.json`, with its releases open and logs on stderr.
 
-    Raises InvalidRelease if none of the listed releases can be opened.
+    `parts` of a release are what the stage reads. Raises InvalidRelease if none of the listed releases can be opened.
     """
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s {contract.name}: %(message)s")
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells at length which instruction sets it tried
-    releases = OpenReleases(Path(os.environ["PINREC_RELEASES"]), open_stage, verify, executor)
+    releases = OpenReleases(Path(os.environ["PINREC_RELEASES"]), open_stage, parts, executor)
     releases.wait()
     return StageHost(contract.name, releases)
 

@@ -17,13 +17,14 @@ S = TypeVar("S", bound=Stage)
 _NO_DEADLINE_NS = sys.maxsize
 
 
-def warmed(stage: S, request: Any) -> S:
-    """`stage` after a lone request and the largest batch; an error here keeps the release from being opened.
+TORCH_SCRIPT = 2
+"""Calls of a shape that TorchScript wants before it is fast: it profiles the first and compiles on the next."""
 
-    Twice each, since TorchScript compiles on the second call of a shape.
-    """
+
+def warmed(stage: S, request: Any, calls: int = 1) -> S:
+    """`stage` after a lone request and the largest batch; an error here keeps the release from being opened."""
     for batch in ([request], [request] * MAX_BATCH_SIZE):
-        for _ in range(2):
+        for _ in range(calls):
             stage.run(batch)
     return stage
 

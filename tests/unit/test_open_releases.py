@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
@@ -154,7 +156,25 @@ def test_a_failure_is_tried_again_when_serving_json_is_written_again(root):
 def test_a_stage_that_reads_no_file_need_not_verify(root):
     serve(root, 2, 2)
     (root / "2" / "decoder.safetensors").write_bytes(b"WEIGHTS")
-    assert opened_inline(root, verify=False).get(2).number == 2
+    assert opened_inline(root, parts=()).get(2).number == 2
+    with pytest.raises(InvalidRelease, match="does not match"):
+        opened_inline(root, parts=("decoder.safetensors",)).get(2)
+
+
+def test_opens_beside_a_served_release_at_low_priority(root):
+    nice_of = {}
+
+    def open_stage(release):
+        nice_of[release.number] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        return NumberStage(release)
+
+    serve(root, 1, 1)
+    releases = OpenReleases(root, open_stage)
+    releases.wait()
+    serve(root, 1, 1, 2)
+    releases.wait()
+    assert nice_of == {1: os.getpriority(os.PRIO_PROCESS, 0), 2: 19}
+    assert releases.get(2).number == 2
 
 
 def test_an_unexpected_failure_hides_its_text(root, caplog):

@@ -11,14 +11,14 @@ from pinrec_core.serving.open_releases import Stage
 from pinrec_core.serving.open_stage import open_stage
 from pinrec_core.serving.stage_host import start_host
 from pinrec_core.serving.triton_io import decode_requests, encode_responses
-from pinrec_core.serving.warm_up import embed_items_request, warmed
+from pinrec_core.serving.warm_up import TORCH_SCRIPT, embed_items_request, warmed
 
 
 def open_local(release: Release) -> Stage:
     """The ID embedder of a release in this process."""
     from pinrec_core.model.id_embedding import IdEmbedder
 
-    return warmed(IdEmbedder.open(release), embed_items_request(release))
+    return warmed(IdEmbedder.open(release), embed_items_request(release), TORCH_SCRIPT)
 
 
 class TritonPythonModel:
@@ -27,7 +27,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open the releases that serving.json lists."""
         address = os.environ.get("PINREC_EMBED_ITEMS", "")
-        self.host = start_host(EMBED_ITEMS, open_stage(EMBED_ITEMS, address, open_local), verify=not address)
+        parts = () if address else ("id_embedding.pt", "id_tables")
+        self.host = start_host(EMBED_ITEMS, open_stage(EMBED_ITEMS, address, open_local), parts)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order."""

@@ -25,7 +25,8 @@ class TritonPythonModel:
             return warmed(Generator.open(release, device), generate_request(release))
 
         # What is compiled for a GPU belongs to the thread that compiled it, which must be the one that serves.
-        self.host = start_host(GENERATE, open_local, executor=InlineExecutor() if on_gpu else None)
+        executor = InlineExecutor() if on_gpu else None
+        self.host = start_host(GENERATE, open_local, ("decoder.safetensors",), executor)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order."""

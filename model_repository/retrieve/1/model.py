@@ -11,13 +11,17 @@ from pinrec_core.serving.open_releases import Stage
 from pinrec_core.serving.open_stage import open_stage
 from pinrec_core.serving.stage_host import start_host
 from pinrec_core.serving.triton_io import decode_requests, encode_responses
+from services.items.client import ItemFollower
 
 
 def open_local(release: Release) -> Stage:
-    """The index of a release in this process."""
+    """The index of a release in this process, once it knows what was added and deleted since (at $PINREC_ITEMS)."""
     from pinrec_core.retrieve.search import Retriever
 
-    return Retriever.open(release)
+    retriever = Retriever.open(release)
+    if address := os.environ.get("PINREC_ITEMS", ""):
+        ItemFollower(address, release.number, retriever.index).wait()
+    return retriever
 
 
 class TritonPythonModel:
@@ -26,7 +30,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Open the releases that serving.json lists."""
         address = os.environ.get("PINREC_RETRIEVE", "")
-        self.host = start_host(RETRIEVE, open_stage(RETRIEVE, address, open_local), verify=not address)
+        parts = () if address else ("index", "popular")
+        self.host = start_host(RETRIEVE, open_stage(RETRIEVE, address, open_local), parts)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order."""
