@@ -40,20 +40,15 @@ Hits = tuple[NDArray[np.int64], NDArray[np.float32]]
 class Index(ABC):
     """Nearest items by inner product. Safe to search from several threads."""
 
-    def __init__(self, index: Any, ids: NDArray[np.int64], num_threads: int = 0) -> None:
-        self._index = index
-        self._ids = np.asarray(ids)
-        self._num_threads = num_threads
-
     @property
+    @abstractmethod
     def dim(self) -> int:
         """D of the queries."""
-        return int(self._index.d)
 
     @property
+    @abstractmethod
     def num_items(self) -> int:
         """N: size of the corpus."""
-        return len(self._ids)
 
     def search(self, queries: NDArray[np.floating], ks: Sequence[int] | NDArray[np.integer]) -> list[Hits]:
         """Nearest items of each query: queries float [n, D], ks [n] >= 1 -> n times (ids, scores).
@@ -63,20 +58,19 @@ class Index(ABC):
         """
         queries, ks = self._checked(queries, np.asarray(ks))
         results: list[Hits] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+        if not self.num_items:
+            return results
         buckets = np.array([max(_SMALLEST_BUCKET, 1 << int(k - 1).bit_length()) for k in ks], dtype=np.int64)
-        if self._num_threads:
-            faiss.omp_set_num_threads(self._num_threads)  # OpenMP keeps it per calling thread
         for bucket in np.unique(buckets):  # one k a Faiss call: a bucket wastes less than the largest k would
             members = np.flatnonzero(buckets == bucket)
-            scores, rows = self._nearest(queries[members], min(int(bucket), self.num_items))
-            item_ids = self._ids[rows]
+            scores, item_ids = self.nearest(queries[members], min(int(bucket), self.num_items))
             for place, (member, k) in enumerate(zip(members.tolist(), ks[members].tolist(), strict=True)):
                 results[member] = item_ids[place, :k], scores[place, :k]
         return results
 
     @abstractmethod
-    def _nearest(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """[n, D] -> scores and rows [n, k], none missing; k <= N."""
+    def nearest(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The plain step of `search`: queries [n, D], checked -> scores and item ids [n, k], none missing; k <= N."""
 
     def _checked(
         self, queries: NDArray[np.floating], ks: NDArray[np.integer]
@@ -93,49 +87,105 @@ class Index(ABC):
         return queries32, ks
 
 
-class FlatIndex(Index):
+class MainIndex(Index):
+    """A Faiss index of a whole corpus, never added to: what serves is memory-mapped. Items can be hidden from it."""
+
+    def __init__(self, index: Any, ids: NDArray[np.int64], num_threads: int = 0) -> None:
+        self.faiss = index
+        self._ids = np.asarray(ids)
+        self._num_threads = num_threads
+        self._order = None if (self._ids[1:] > self._ids[:-1]).all() else np.argsort(self._ids, kind="stable")
+        self._shown = np.full(-(-len(ids) // 8), 255, np.uint8)  # a bit a row
+        self._selector = faiss.IDSelectorBitmap(self._shown)
+        self._num_hidden = 0
+
+    @property
+    def dim(self) -> int:
+        """D of the queries."""
+        return int(self.faiss.d)
+
+    @property
+    def num_items(self) -> int:
+        """N: size of the corpus without what is hidden."""
+        return len(self._ids) - self._num_hidden
+
+    def hide(self, item_ids: NDArray[np.int64]) -> None:
+        """No search finds these again; ids that the corpus lacks are fine. Not while another thread searches."""
+        at = np.minimum(np.searchsorted(self._ids, item_ids, sorter=self._order), len(self._ids) - 1)
+        rows = at if self._order is None else self._order[at]
+        rows = np.unique(rows[self._ids[rows] == item_ids])
+        bytes_, bits = rows >> 3, np.left_shift(1, rows & 7).astype(np.uint8)
+        self._num_hidden += int(np.count_nonzero(self._shown[bytes_] & bits))
+        np.bitwise_and.at(self._shown, bytes_, ~bits)
+
+    def nearest(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """See `Index`."""
+        if self._num_threads:
+            faiss.omp_set_num_threads(self._num_threads)  # OpenMP keeps it per calling thread
+        # A selector is asked for every row that is scanned, so it comes with the first hidden item.
+        scores, rows = self._nearest_rows(queries, k, self._selector if self._num_hidden else None)
+        return scores, self._ids[rows]
+
+    @abstractmethod
+    def _nearest_rows(
+        self, queries: NDArray[np.float32], k: int, selector: Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """[n, D] -> scores and rows of the Faiss index [n, k]; a `selector` leaves at least k rows."""
+
+
+class FlatIndex(MainIndex):
     """Exact search over every item: for small corpora, and the oracle of the other kind."""
 
-    def _nearest(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        scores, rows = self._index.search(queries, k)
+    def _nearest_rows(
+        self, queries: NDArray[np.float32], k: int, selector: Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        scores, rows = self.faiss.search(queries, k, params=faiss.SearchParameters(sel=selector))
         return scores, rows
 
 
-class IvfHnswIndex(Index):
+class IvfHnswIndex(MainIndex):
     """Cells around k-means centroids that an HNSW graph finds; `nprobe` cells are scanned, more for a large k."""
 
     def __init__(self, index: Any, ids: NDArray[np.int64], nprobe: int, ef_search: int, num_threads: int = 0) -> None:
         super().__init__(index, ids, num_threads)
         self._nprobe = nprobe
         self._ef_search = ef_search
-        self._centroids = faiss.downcast_index(index.quantizer).reconstruct_n(0, index.nlist)
-        # Faiss's Python call for an exhaustive scan takes its width from here; every other search passes its own.
-        index.nprobe = index.nlist
+        self.centroids = faiss.downcast_index(index.quantizer).reconstruct_n(0, index.nlist)  # float32 [nlist, D]
 
-    def _nearest(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        scores, rows = self._index.search(queries, k, params=self._parameters(k))
+    def parameters(self, k: int, selector: Any = None) -> Any:
+        """Per call, since threads share an index: probe cells that hold 2 k items on average, and at least `nprobe`."""
+        for_k = -(-2 * k * self.faiss.nlist // self.num_items)
+        nprobe = min(max(self._nprobe, for_k), self.faiss.nlist)
+        ef_search = self._ef_search if nprobe <= self._nprobe else max(self._ef_search, 2 * nprobe)
+        graph = faiss.SearchParametersHNSW(efSearch=ef_search)  # Faiss's own default is 16 whatever nprobe is
+        return faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=graph, sel=selector)
+
+    def _nearest_rows(
+        self, queries: NDArray[np.float32], k: int, selector: Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        scores, rows = self.faiss.search(queries, k, params=self.parameters(k, selector))
         short = np.flatnonzero(rows[:, -1] < 0)  # Faiss pads with row -1 where the probed cells held too few items
         for chunk in np.split(short, range(_EXHAUSTIVE_CHUNK, len(short), _EXHAUSTIVE_CHUNK)):
             if len(chunk):
-                scores[chunk], rows[chunk] = self._nearest_in_all_cells(queries[chunk], k)
+                scores[chunk], rows[chunk] = search_all_cells(self.faiss, self.centroids, queries[chunk], k, selector)
         return scores, rows
 
-    def _parameters(self, k: int) -> Any:
-        """Per call, since threads share an index: probe cells that hold 2 k items on average, and at least `nprobe`."""
-        for_k = -(-2 * k * self._index.nlist // self.num_items)
-        nprobe = min(max(self._nprobe, for_k), self._index.nlist)
-        ef_search = self._ef_search if nprobe <= self._nprobe else max(self._ef_search, 2 * nprobe)
-        graph = faiss.SearchParametersHNSW(efSearch=ef_search)  # Faiss's own default is 16 whatever nprobe is
-        return faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=graph)
 
-    def _nearest_in_all_cells(
-        self, queries: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scan every cell. The graph is left out, since it does not promise to reach each centroid."""
-        to_cells = queries @ self._centroids.T
-        cells = np.broadcast_to(np.arange(self._index.nlist), to_cells.shape)
-        scores, rows = self._index.search_preassigned(queries, k, cells, to_cells)
-        return scores, rows
+def search_all_cells(
+    index: Any, centroids: NDArray[np.float32], queries: NDArray[np.float32], k: int, selector: Any = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Scan every cell of an IVF index: scores and rows [n, k], row -1 where it holds fewer.
+
+    The graph is left out, since it does not promise to reach each centroid.
+    """
+    to_cells = np.ascontiguousarray(queries @ centroids.T)  # [n, nlist]
+    cells = np.tile(np.arange(index.nlist), (len(queries), 1))
+    scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    everywhere = faiss.SearchParametersIVF(nprobe=index.nlist, sel=selector)
+    # Faiss's Python call of this name takes no parameters, so the one below it is called.
+    arrays = [faiss.swig_ptr(array) for array in (queries, cells, to_cells, scores, rows)]
+    index.search_preassigned_c(len(queries), arrays[0], k, *arrays[1:], False, everywhere)
+    return scores, rows
 
 
 def build_index(
@@ -172,7 +222,7 @@ def build_index(
     return facts
 
 
-def open_index(folder: Path, num_threads: int = 0) -> Index:
+def open_index(folder: Path, num_threads: int = 0) -> MainIndex:
     """Memory-map an index folder. num_threads: of Faiss in each search, 0 = OpenMP's default. Raises InvalidRelease."""
     facts = _read_facts(folder)
     try:

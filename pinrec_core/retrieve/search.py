@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pinrec_core.errors import InvalidRelease, InvalidRequest, PinrecError
 from pinrec_core.messages import Candidates, RetrieveInput
 from pinrec_core.release import Release
-from pinrec_core.retrieve.index import Hits, Index, open_index
+from pinrec_core.retrieve.index import Hits, open_index
+from pinrec_core.retrieve.live_index import LiveIndex
 from pinrec_core.retrieve.placement import Listing, Placed, Settlement, arrange, fill
 
 _DEEPER = 4
@@ -59,18 +60,19 @@ class _Request:
 class Retriever:
     """The stage for one release. Safe to call from several threads.
 
-    popular: int64 [num_surfaces + 1, A, P], see `Release.popular`.
+    popular: int64 [num_surfaces + 1, A, P], see `Release.popular`. `index` takes up what changes after the release was
+    made; its items are found like any other, and its deleted ones are neither found nor filled in.
     """
 
-    def __init__(self, index: Index, popular: NDArray[np.int64], overfetch_factor: float) -> None:
-        self._index = index
+    def __init__(self, index: LiveIndex, popular: NDArray[np.int64], overfetch_factor: float) -> None:
+        self.index = index
         self._popular = popular
         self._overfetch_factor = overfetch_factor
 
     @classmethod
     def open(cls, release: Release, num_threads: int = 0) -> Retriever:
         """Open a release's index and popular lists. num_threads: Faiss's, 0 = OpenMP's own. Raises InvalidRelease."""
-        index = open_index(release.path / "index", num_threads)
+        index = LiveIndex(open_index(release.path / "index", num_threads))
         dim = release.config.model.embedding_dim
         if index.dim != dim:
             raise InvalidRelease(f"index: vectors have {index.dim} dimensions; model.embedding_dim: {dim}")
@@ -96,7 +98,7 @@ class Retriever:
             return error
         seen = [] if request.include_seen else request.seen_item_ids.tolist()
         blocked = frozenset(request.exclude_item_ids.tolist()).union(seen) - {_PADDING}
-        most = min(int(request.counts.sum()) + len(blocked), self._index.num_items)
+        most = min(int(request.counts.sum()) + len(blocked), self.index.num_items)
         ks = {
             int(row): min(math.ceil(self._overfetch_factor * int(request.allocation[row])), most)
             for row in np.flatnonzero(request.allocation)
@@ -111,8 +113,8 @@ class Retriever:
             raise InvalidRequest("counts", counts.tolist(), f"{num_outcomes} numbers, none negative")
         if not 0 <= request.surface < num_surfaces:
             raise InvalidRequest("surface", request.surface, f"codes 0 to {num_surfaces - 1}")
-        if request.embeddings.shape != (num_embeddings, self._index.dim):
-            raise InvalidRequest("embeddings", request.embeddings.shape, f"shape [{num_embeddings}, {self._index.dim}]")
+        if request.embeddings.shape != (num_embeddings, self.index.dim):
+            raise InvalidRequest("embeddings", request.embeddings.shape, f"shape [{num_embeddings}, {self.index.dim}]")
         if not np.isfinite(request.embeddings).all():
             raise InvalidRequest("embeddings", "NaN or infinity", "finite numbers")
         if outcome.shape != (num_embeddings,) or (outcome < 0).any() or (outcome >= num_outcomes).any():
@@ -128,7 +130,7 @@ class Retriever:
         waiting = [(request, row) for request in requests for row in request.ks]
         while waiting:
             queries = np.stack([request.input.embeddings[row] for request, row in waiting])
-            hits = self._index.search(queries, [request.ks[row] for request, row in waiting])
+            hits = self.index.search(queries, [request.ks[row] for request, row in waiting])
             for (request, row), found in zip(waiting, hits, strict=True):
                 request.receive(row, found)
             searched = {id(request): request for request, _ in waiting}.values()
@@ -145,7 +147,8 @@ class Retriever:
     def _popular_pins(self, surface: int, outcome: int) -> Iterable[int]:
         """The surface's list for an outcome, then that of all surfaces; read only as far as a filler goes."""
         lists = (self._popular[surface, outcome], self._popular[0, outcome])
-        return (item_id for pins in lists for item_id in pins.tolist() if item_id != _PADDING)
+        pins = (item_id for pins in lists for item_id in pins.tolist())
+        return (item_id for item_id in pins if item_id != _PADDING and not self.index.is_deleted(item_id))
 
 
 def _candidates(answer: Sequence[Placed]) -> Candidates:

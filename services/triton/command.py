@@ -31,6 +31,7 @@ SHM_FOLDER = Path("/dev/shm")
 class TritonOptions:
     """How a tritonserver is started.
 
+    `signals` and `items` are addresses of those services; without `items` the index stays as it was built.
     `models` are loaded at start (an ensemble brings its steps), everything listens on `host`. `embed_items` and
     `retrieve` are addresses of Tritons that hold those stages, empty = here. `admin_key` opens `ADMIN_PROTOCOLS`; empty
     = a new secret that nobody knows.
@@ -38,6 +39,7 @@ class TritonOptions:
 
     releases: Path
     signals: str = ""
+    items: str = ""
     models: tuple[str, ...] = ("pinrec",)
     host: str = "127.0.0.1"
     grpc_port: int = 8001
@@ -102,6 +104,7 @@ def environment(
         "OMP_WAIT_POLICY": "PASSIVE",
         "PINREC_RELEASES": str(options.releases.resolve()),
         "PINREC_SIGNALS": options.signals,
+        "PINREC_ITEMS": options.items,
         "PINREC_EMBED_ITEMS": options.embed_items,
         "PINREC_RETRIEVE": options.retrieve,
     }

@@ -1,4 +1,4 @@
-"""One behaviour for every index: exact, and IVF-HNSW in each of its codes."""
+"""One behaviour for every index: exact, IVF-HNSW in each of its codes, and each kind with changes since its build."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,9 @@ import pytest
 
 from pinrec_core.config import RetrieveConfig
 from pinrec_core.errors import InvalidConfig, InvalidData, InvalidRelease, InvalidRequest
+from pinrec_core.items.changes import ItemChanges
 from pinrec_core.retrieve.index import build_index, open_index
+from pinrec_core.retrieve.live_index import LiveIndex
 from pinrec_core.retrieve.tuning import choose_nprobe, measure_recall
 
 DIM = 16
@@ -42,9 +44,40 @@ def world(num_items, seed=0):
     return ids, vectors
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
-def config(request):
-    return CONFIGS[request.param]
+LIVE = ("live-flat", "live-ivf_hnsw-sq8")
+
+
+def replaced(folder, ids, vectors, **options):
+    """The same corpus, but every second item was replaced by itself since the build, and a few came and went."""
+    index = LiveIndex(open_index(folder, **options))
+    half, gone = slice(None, None, 2), np.arange(7, dtype=np.int64)
+    index.apply(changes(gone - 2**62, unit(np.ones((7, vectors.shape[1])))))
+    index.apply(changes(ids[half], vectors[half]))
+    index.apply(changes(gone - 2**62, deleted=True))
+    return index
+
+
+def changes(ids, vectors=None, deleted=False):
+    """Items added with `vectors` float32 [n, D], or deleted."""
+    rows = np.zeros((len(ids), 1), np.float32) if vectors is None else np.asarray(vectors, np.float32)
+    no_content = np.zeros((len(ids), 1), np.int8), np.zeros(len(ids), np.float32)
+    return ItemChanges(np.asarray(ids, np.int64), np.full(len(ids), deleted), rows, *no_content)
+
+
+@pytest.fixture(scope="module", params=[*CONFIGS, *LIVE])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def config(kind):
+    return CONFIGS[kind.removeprefix("live-")]
+
+
+@pytest.fixture(scope="module")
+def opened(kind):
+    """Opens the index folder of (ids, vectors)."""
+    return replaced if kind in LIVE else lambda folder, ids, vectors, **options: open_index(folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +92,8 @@ def built(config, corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def index(built):
-    return open_index(built[1])
+def index(built, corpus, opened):
+    return opened(built[1], *corpus)
 
 
 @pytest.fixture(scope="module")
@@ -79,22 +112,23 @@ def test_knows_its_size(index, built):
     assert (facts["dim"], facts["num_items"]) == (DIM, 3_000)
 
 
-def test_known_neighbours(config, tmp_path):
+def test_known_neighbours(config, opened, tmp_path):
     # On the axes of the plane, at 0, 90, 270 and 180 degrees: that is their order for a query at 30 degrees.
     ids = np.array([2, 1, 4, -3], dtype=np.int64)
     vectors = np.array([[0, 1], [1, 0], [-1, 0], [0, -1]], dtype=np.float32)
     build_index(ids, vectors, config, tmp_path / "index")
-    [(found, scores)] = open_index(tmp_path / "index").search(np.array([[0.866, 0.5]]), [4])
+    [(found, scores)] = opened(tmp_path / "index", ids, vectors).search(np.array([[0.866, 0.5]]), [4])
     assert found.tolist() == [1, 2, -3, 4]
     assert found.dtype == np.int64
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, [0.866, 0.5, -0.5, -0.866], atol=0.01)
 
 
-def test_compares_by_inner_product_not_by_distance(config, tmp_path):
+def test_compares_by_inner_product_not_by_distance(config, opened, tmp_path):
+    ids = np.arange(3, dtype=np.int64)
     vectors = np.array([[1, 0], [0, 1], [5, 5]], dtype=np.float32)  # the farthest has the largest product
-    build_index(np.arange(3, dtype=np.int64), vectors, config, tmp_path / "index")
-    [(found, scores)] = open_index(tmp_path / "index").search(np.array([[1.0, 0.1]]), [1])
+    build_index(ids, vectors, config, tmp_path / "index")
+    [(found, scores)] = opened(tmp_path / "index", ids, vectors).search(np.array([[1.0, 0.1]]), [1])
     assert found.tolist() == [2]
     np.testing.assert_allclose(scores, [5.5], atol=0.1)
 
@@ -134,13 +168,13 @@ def test_a_k_beyond_the_corpus_returns_all_of_it_once(index, corpus, queries, k)
         assert scores.min() >= -1.1
 
 
-def test_a_query_beside_almost_empty_cells_still_gets_k_items(config, tmp_path):
+def test_a_query_beside_almost_empty_cells_still_gets_k_items(config, opened, tmp_path):
     """Eight items alone on their axes and a crowd elsewhere: the cells nearest to a loner hold a few items only."""
     crowd = unit(np.eye(DIM)[9] + 0.1 * np.random.default_rng(0).normal(size=(392, DIM)))
     vectors = np.concatenate([np.eye(DIM, dtype=np.float32)[:8], crowd])
     config = replace(config, nlist=10, nprobe=1)
     build_index(np.arange(400), vectors, config, tmp_path / "index")
-    index = open_index(tmp_path / "index")
+    index = opened(tmp_path / "index", np.arange(400), vectors)
     for axis in range(8):
         [(found, scores)] = index.search(vectors[axis : axis + 1], [30])
         assert found[0] == axis
@@ -148,11 +182,11 @@ def test_a_query_beside_almost_empty_cells_still_gets_k_items(config, tmp_path):
         np.testing.assert_allclose(scores, vectors[found] @ vectors[axis], atol=0.01)
 
 
-def test_equal_vectors_are_all_found(config, tmp_path):
+def test_equal_vectors_are_all_found(config, opened, tmp_path):
     ids, vectors = world(400)
     vectors[:30] = vectors[0]
     build_index(ids, vectors, config, tmp_path / "index")
-    [(found, _)] = open_index(tmp_path / "index").search(vectors[:1], [30])
+    [(found, _)] = opened(tmp_path / "index", ids, vectors).search(vectors[:1], [30])
     assert sorted(found.tolist()) == sorted(ids[:30].tolist())
 
 
@@ -160,8 +194,8 @@ def test_no_queries_no_results(index):
     assert index.search(np.zeros((0, DIM), dtype=np.float32), []) == []
 
 
-def test_one_thread_gives_the_same(built, index, queries):
-    alone = open_index(built[1], num_threads=1).search(queries, [20] * len(queries))
+def test_one_thread_gives_the_same(built, corpus, opened, index, queries):
+    alone = opened(built[1], *corpus, num_threads=1).search(queries, [20] * len(queries))
     for (ids, _), (other, _) in zip(alone, index.search(queries, [20] * len(queries)), strict=True):
         assert ids.tolist() == other.tolist()
 
@@ -287,7 +321,7 @@ def test_a_large_k_probes_more_cells(tmp_path):
     build_index(*world(4_000), RetrieveConfig(kind="ivf_hnsw", nlist=40, nprobe=3, ef_search=20), tmp_path / "index")
     index = open_index(tmp_path / "index")
     # 100 items a cell: 256 items need cells that hold 512
-    assert {k: index._parameters(k).nprobe for k in (16, 256, 4_000)} == {16: 3, 256: 6, 4_000: 40}
+    assert {k: index.parameters(k).nprobe for k in (16, 256, 4_000)} == {16: 3, 256: 6, 4_000: 40}
 
 
 def test_probes_are_tuned_on_the_queries_given(corpus, tmp_path):

@@ -17,6 +17,7 @@ from pinrec_core.generate.compress import allocate_to_embeddings
 from pinrec_core.messages import RetrieveInput
 from pinrec_core.release import ReleaseFacts, open_release, publish
 from pinrec_core.retrieve.index import FlatIndex, build_index
+from pinrec_core.retrieve.live_index import LiveIndex
 from pinrec_core.retrieve.placement import Listing, Settlement, arrange, fill
 from pinrec_core.retrieve.search import Retriever
 from pinrec_core.schema import Vocabulary
@@ -204,13 +205,13 @@ def test_a_bad_request_fails_alone(circle, case):
     }
 
 
-class RecordedIndex(FlatIndex):
+class RecordedIndex(LiveIndex):
     """Keeps what it was asked."""
 
     def __init__(self, vectors):
         index = faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors)
-        super().__init__(index, np.arange(len(vectors)))
+        super().__init__(FlatIndex(index, np.arange(len(vectors))))
         self.asked = []
 
     def search(self, queries, ks):
