@@ -25,6 +25,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from pinrec_core.batch_job.job import build_batch_view
 from pinrec_core.config import Config, load_config
 from pinrec_core.data.dataset import Dataset, open_dataset
 from pinrec_core.data.synthetic import OUTCOMES, SyntheticSpec, SyntheticWorld
@@ -34,7 +35,6 @@ from pinrec_core.messages import CandidateRequest
 from pinrec_core.recommend import Stages, recommend
 from pinrec_core.release import open_release
 from pinrec_core.schema import ItemType
-from pinrec_core.signals.batch_view import compile_batch_view
 from pinrec_core.signals.events import Event
 from pinrec_core.signals.realtime import MemoryHistoryStore
 from pinrec_core.train.checkpoint import load_checkpoint
@@ -120,7 +120,7 @@ def prepare(variant: str, world: SyntheticWorld, work: Path, base: Config) -> Tr
     model, config, _ = load_checkpoint(folder / "run")
     recall = evaluate(model, dataset, split.test)
     number = export(model, dataset, folder / "releases")
-    compile_batch_view(work / "data", folder / "view")
+    build_batch_view(work / "data", folder / "view")
     store = MemoryHistoryStore()
     stages = Stages.open(open_release(folder / "releases", number), folder / "view", store)
     store.append([event for probe in range(PROBES) for event in probe_events(world, probe, dataset.watermark_ms)])

@@ -7,17 +7,18 @@ A folder holds
 - `items.parquet`: item_id int64, item_type; optional embedding list<float>, text, title, url;
 - `dataset.json`, optional: name, outcomes (strongest first), search_surfaces, actions (any other action is an error).
 
+`events/day=YYYY-MM-DD/` are landing days (landing.py). Events of equal time are ordered by event id, everywhere.
 A timestamp below `schema.FIRST_WALL_CLOCK_MS` gives the order only; the surface `unknown` is the unknown code.
 
 Errors: a missing file or column, a wrong type, nulls, unknown item types or actions, negative times, times in seconds
 or microseconds, an embedding with NaN or of another length, a search query without text, no event of a listed pin, no
 known surface.
-Repairs, each counted and reported: rows that repeat an event_id of their user dropped, disorder sorted (rows of equal
-time keep the log's order), item ids of search queries hashed from their text, the first of items with one id kept,
-zero content for items with neither embedding nor text.
+Repairs, each counted and reported: rows that repeat an event_id of their user dropped (the newest is kept), disorder
+sorted, events later than their landing day dropped, item ids of search queries hashed from their text, the first of
+items with one id kept, zero content for items with neither embedding nor text.
 Notices, counted and reported too: equal rows without an event_id (null and 0 are none), which are separate events told
-apart by their occurrence; and pins that items.parquet lacks, which stay in histories as context with zero content, and
-are never targets, negatives or candidates.
+apart by their occurrence within a landing day; and pins that items.parquet lacks, which stay in histories as context
+with zero content, and are never targets, negatives or candidates.
 """
 
 from __future__ import annotations
@@ -151,8 +152,17 @@ def read_facts(folder: Path, findings: Findings) -> DatasetFacts:
     if not path.exists():
         return defaults
     try:
-        values = json.loads(path.read_text())
+        text = path.read_text()
     except (OSError, ValueError):
+        text = ""
+    return facts_from_json(text, defaults, findings)
+
+
+def facts_from_json(text: str, defaults: DatasetFacts, findings: Findings) -> DatasetFacts:
+    """What the text of a dataset.json says; `defaults` where it is silent or, with a finding, wrong."""
+    try:
+        values = json.loads(text)
+    except ValueError:
         values = None
     if not isinstance(values, dict):
         findings.file(FACTS, "is not a JSON object")

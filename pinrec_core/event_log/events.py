@@ -5,17 +5,19 @@ A column at a time and no loop over events: ten million of them take less than t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pinrec_core.event_log.event_ids import derived_event_ids, name_hash
+from pinrec_core.event_log.landing import landing_day, latest_ms
 from pinrec_core.event_log.parquet import (
     EVENT_COLUMNS,
     OPTIONAL_EVENT_COLUMNS,
@@ -34,9 +36,9 @@ from pinrec_core.text_encoder import normalize_text, query_item_id
 
 EVENTS = "events.parquet"
 _READ_IF_PRESENT = {"event_id": "uint64", "text": "string"}
-_FIRST_PLAUSIBLE_MS = 100_000_000_000
+FIRST_PLAUSIBLE_MS = 100_000_000_000
 """March 1973: a wall-clock time below it is one in seconds."""
-_LAST_PLAUSIBLE_MS = 100_000_000_000_000
+LAST_PLAUSIBLE_MS = 100_000_000_000_000
 """The year 5138: a time above it is one in micro- or nanoseconds."""
 
 
@@ -52,10 +54,13 @@ class EventLog:
     timestamps_ms: NDArray[np.int64]
     event_ids: NDArray[np.uint64]
     """As the log gives them, 0 where it does not; `repair_events` derives the others."""
+    landing_days: NDArray[np.int32] | None = None
+    """Places in `day_names`; None where the log has no landing days."""
     listed: NDArray[np.bool_] | None = None
     """Whether items.parquet lists the item; None where only the events were read."""
     num_repeats: int = 0
     """Rows that `repair_events` dropped."""
+    day_names: list[str] = field(default_factory=list)
     type_names: list[str] = field(default_factory=list)
     action_names: list[str] = field(default_factory=list)
     surface_names: list[str] = field(default_factory=list)
@@ -107,14 +112,16 @@ def read_events(folder: Path, findings: Findings, progress: bool = False) -> Eve
 
 
 def repair_events(log: EventLog, findings: Findings, name: str = EVENTS) -> None:
-    """Give each event its id, drop rows that repeat one, and sort by user, time and row; what is found is counted.
+    """Give each event its id, drop rows that repeat one, and sort by user, time and id; what is found is counted.
 
     An id names an event of its user, as in the stores of the realtime view.
     """
+    _set_early_aside(log, name, findings)
     is_given = log.event_ids != 0
     _derive_ids(log, ~is_given, name, findings)
-    # Derived ids count occurrences, so that only a given id can repeat.
-    repeated = _find_repeats(log, name, findings) if is_given.any() else np.zeros(len(log), dtype=bool)
+    # Derived ids count occurrences of a landing day, so that within one only a given id can repeat.
+    may_repeat = is_given.any() or len(log.day_names) > 1
+    repeated = _find_repeats(log, name, findings) if may_repeat else np.zeros(len(log), dtype=bool)
     log.num_repeats = int(repeated.sum())
     log.take(_by_user_and_time(log, ~repeated, name, findings))
 
@@ -187,6 +194,7 @@ class _Reader:
 
     def _log(self, columns: dict[str, NDArray[Any]]) -> EventLog:
         num_rows = len(columns["user_id"])
+        landing_days, day_names = _landing_days(self._files, self._base)
         return EventLog(
             user_ids=columns["user_id"],
             item_ids=columns["item_id"],
@@ -195,6 +203,8 @@ class _Reader:
             surfaces=columns["surface"],
             timestamps_ms=columns["timestamp_ms"],
             event_ids=columns.get("event_id", np.zeros(num_rows, dtype=np.int64)).view(np.uint64),
+            landing_days=landing_days,
+            day_names=day_names,
             type_names=self._codes["item_type"].names,
             action_names=self._codes["action"].names,
             surface_names=self._codes["surface"].names,
@@ -235,15 +245,37 @@ class _Reader:
 _NONE = np.zeros(0, dtype=np.int64)
 
 
+def _landing_days(files: list[Path], base: Path) -> tuple[NDArray[np.int32] | None, list[str]]:
+    """Landing day of each row of `files` under `base`, by its place in the ascending days; none in a log without."""
+    days = [landing_day(path.relative_to(base).as_posix()) if path.is_relative_to(base) else "" for path in files]
+    names = sorted(set(days))
+    if names == [""]:
+        return None, []
+    rows = [pq.read_metadata(path).num_rows for path in files]
+    return np.repeat(np.array([names.index(day) for day in days], dtype=np.int32), rows), names
+
+
 def _check_times(log: EventLog, name: str, findings: Findings) -> None:
     times = log.timestamps_ms
     place = (name, "timestamp_ms")
     findings.rows(place, "is negative", times < 0, log.show)
-    seconds = (times >= FIRST_WALL_CLOCK_MS) & (times < _FIRST_PLAUSIBLE_MS)
+    seconds = (times >= FIRST_WALL_CLOCK_MS) & (times < FIRST_PLAUSIBLE_MS)
     what = f"looks like seconds, must be milliseconds since 1970 (below {FIRST_WALL_CLOCK_MS:,}: the order only)"
     findings.rows(place, what, seconds, log.show)
     what = "looks like micro- or nanoseconds, must be milliseconds since 1970"
-    findings.rows(place, what, times >= _LAST_PLAUSIBLE_MS, log.show)
+    findings.rows(place, what, times >= LAST_PLAUSIBLE_MS, log.show)
+
+
+def _set_early_aside(log: EventLog, name: str, findings: Findings) -> None:
+    """Drop events that are later than the day on which they landed."""
+    if log.landing_days is None:
+        return
+    latest = np.array([latest_ms(day) if day else np.iinfo(np.int64).max for day in log.day_names])
+    early = log.timestamps_ms > latest[log.landing_days]
+    what = "is later than the day on which the event landed"
+    findings.rows((name, "timestamp_ms"), what, early, log.show, repair="dropped: its clock was wrong")
+    if early.any():
+        log.take(~early)
 
 
 def _derive_ids(log: EventLog, nameless: NDArray[np.bool_], name: str, findings: Findings) -> None:
@@ -251,10 +283,11 @@ def _derive_ids(log: EventLog, nameless: NDArray[np.bool_], name: str, findings:
     if not nameless.any():
         return
     if nameless.all():
-        log.event_ids, earlier = derived_event_ids(_id_keys(log))
+        log.event_ids, earlier = derived_event_ids(_id_keys(log), log.landing_days)
         equal = np.flatnonzero(earlier)
     else:
-        log.event_ids[nameless], earlier = derived_event_ids(key[nameless] for key in _id_keys(log))
+        days = None if log.landing_days is None else log.landing_days[nameless]
+        log.event_ids[nameless], earlier = derived_event_ids((key[nameless] for key in _id_keys(log)), days)
         equal = np.flatnonzero(nameless)[earlier > 0]
     notice = "each is an event of its own; give events an event_id if some of these are repeated deliveries"
     findings.rows((name, ""), "equals an earlier row, and neither has an event_id", equal, log.show, notice=notice)
@@ -269,35 +302,55 @@ def _id_keys(log: EventLog) -> Iterator[NDArray[Any]]:
 
 
 def _find_repeats(log: EventLog, name: str, findings: Findings) -> NDArray[np.bool_]:
-    """bool [E]: rows whose user has the same event id in an earlier row; those that differ are counted apart."""
+    """bool [E]: all but one of the rows of a user with one id; those that differ are counted apart.
+
+    The newest stays, then the one that landed first, then the one of the smallest item, action and surface: what
+    `batch_job/definition.py` keeps.
+    """
     repeated = repeats([log.event_ids, log.user_ids])
     if not repeated.any():
         return repeated
     rows = np.flatnonzero(np.isin(log.event_ids, log.event_ids[repeated]))
+    repeated[rows] = repeats([column[rows] for column in (log.event_ids, log.user_ids)], _by_preference(log, rows))
     columns = (log.event_ids, *_id_keys(log))
     equal = np.zeros(len(log), dtype=bool)
     equal[rows] = repeats([column[rows] for column in columns])
     place = (name, "event_id")
     findings.rows(place, "repeats that of the same user's equal row", repeated & equal, log.show, repair="dropped")
     what = "repeats that of another row of the same user, which says something else"
-    findings.rows(place, what, repeated & ~equal, log.show, repair="dropped, the first row is kept")
+    findings.rows(place, what, repeated & ~equal, log.show, repair="dropped, the newest is kept")
     return repeated
 
 
+def _by_preference(log: EventLog, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
+    """Which of `rows` with one id stays: keys for `repeats`."""
+    keys = [
+        np.argsort(np.argsort(names))[codes[rows]]
+        for codes, names in ((log.surfaces, log.surface_names), (log.actions, log.action_names))
+    ]
+    keys += [log.item_types[rows], log.item_ids[rows]]
+    if log.landing_days is not None:
+        keys.append(log.landing_days[rows])
+    return [*keys, -log.timestamps_ms[rows]]
+
+
 def _by_user_and_time(log: EventLog, kept: NDArray[np.bool_], name: str, findings: Findings) -> NDArray[np.int64]:
-    """The `kept` rows by user and time, else in the log's order; those after a newer row of their user are counted."""
+    """The `kept` rows by user, time and event id; those that came after a newer row of their user are counted."""
     rows = np.argsort(log.user_ids, kind="stable")
     rows = rows if kept.all() else rows[kept[rows]]
     users, times = log.user_ids[rows], log.timestamps_ms[rows]
     late = rows[1:][(users[1:] == users[:-1]) & (times[1:] < times[:-1])]
     what = "is older than the same user's row before it"
     findings.rows((name, "timestamp_ms"), what, np.sort(late), log.show, repair="sorted by time")
-    return rows[np.lexsort((times, users))] if len(late) else rows
+    return rows[np.lexsort((log.event_ids[rows], times, users))]
 
 
-def repeats(columns: list[NDArray[Any]]) -> NDArray[np.bool_]:
-    """bool [E]: whether an earlier row has the same values in all `columns` [E]."""
-    order = np.lexsort(columns)
+def repeats(columns: list[NDArray[Any]], order_by: Sequence[NDArray[Any]] = ()) -> NDArray[np.bool_]:
+    """bool [E]: whether a row of the same values in all `columns` [E] comes before, by the keys `order_by`, then as is.
+
+    The keys are in the order of `numpy.lexsort`: the last one counts most.
+    """
+    order = np.lexsort([*order_by, *columns])
     same = np.ones(max(len(order) - 1, 0), dtype=bool)
     for column in columns:
         placed = column[order]

@@ -70,19 +70,25 @@ def check_schemas(
         except (pa.ArrowException, OSError):
             findings.file(name, "is not a readable Parquet file")
             continue
-        partitions = {part.split("=", 1)[0] for part in path.relative_to(folder).parts if "=" in part}
-        for column, wanted in {**required, **optional}.items():
-            at = schema.get_field_index(column)
-            if at < 0:
-                if column in required and column not in partitions:
-                    present = ", ".join(schema.names)
-                    findings.file(name, f"is missing (the file has {present})", column)
-            elif not _fits(schema.field(at).type, wanted):
-                hint = _HINTS.get(column, "")
-                findings.file(
-                    name, f"has type {schema.field(at).type}, must be {wanted.replace('name', 'string')}{hint}", column
-                )
+        check_schema(name, schema, required, optional, findings)
     return len(findings.problems) == before
+
+
+def check_schema(
+    name: str, schema: pa.Schema, required: Mapping[str, str], optional: Mapping[str, str], findings: Findings
+) -> None:
+    """Hold the columns of one file to `required` and `optional` types; partition folders in its `name` are columns."""
+    partitions = {part.split("=", 1)[0] for part in name.split("/") if "=" in part}
+    for column, wanted in {**required, **optional}.items():
+        at = schema.get_field_index(column)
+        if at < 0:
+            if column in required and column not in partitions:
+                present = ", ".join(schema.names)
+                findings.file(name, f"is missing (the file has {present})", column)
+        elif not _fits(schema.field(at).type, wanted):
+            hint = _HINTS.get(column, "")
+            what = f"has type {schema.field(at).type}, must be {wanted.replace('name', 'string')}{hint}"
+            findings.file(name, what, column)
 
 
 def _fits(kind: pa.DataType, wanted: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,7 +164,7 @@ def synthetic(dest: Path, **sizes: int) -> None:
 
 
 @data.command("batch-view")
-@click.argument("folder", type=_SOURCE)
+@click.argument("log", type=str)
 @click.argument("dest", type=_FOLDER)
 @click.option(
     "--max-events",
@@ -172,15 +173,56 @@ def synthetic(dest: Path, **sizes: int) -> None:
     type=click.IntRange(min=1),
     help="Newest events kept of each user.",
 )
-def batch_view(folder: Path, dest: Path, max_events: int) -> None:
-    """Compile the event log of FOLDER into the histories that the signal service maps, at DEST.
+@click.option(
+    "--days", default=365, show_default=True, type=click.IntRange(min=1), help="How far before its newest event."
+)
+@click.option("--full", is_flag=True, help="Read the whole log again.")
+@click.option("--engine", default="duckdb", show_default=True, type=click.Choice(["duckdb", "spark"]))
+@click.option("--memory", default="1.5GB", show_default=True, help="What DuckDB may hold; the rest goes to disk.")
+@click.option(
+    "--until",
+    type=click.DateTime(),
+    help="A log without landing days: events later than this (UTC) are set aside.  [default: now]",
+)
+@click.option("--keep", default=2, show_default=True, type=click.IntRange(min=2), help="Versions that stay in DEST.")
+def batch_view(
+    log: str,
+    dest: Path,
+    max_events: int,
+    days: int,
+    full: bool,
+    engine: str,
+    memory: str,
+    until: datetime | None,
+    keep: int,
+) -> None:
+    """Write the next version of the batch view of LOG to DEST: the last year of every user, oldest first.
 
-    One sorted, memory-mapped history a user, oldest first, with a manifest of checksums and the watermark (the newest
-    event); events appended later than that come from the realtime view. The log is held to the contract, repaired and
-    read as in training (see `pinrec data check`). Written beside DEST and renamed into place;
-    an older batch view there is replaced, any other folder refused.
+    LOG is a data folder, here or at any URL that fsspec knows (s3://..., memory://...). With landing days
+    (events/day=YYYY-MM-DD/) only the days that the current version lacks are read; the result is that of reading the
+    whole log, which happens the first time, with --full, with other options, or when a day that was read has changed.
+
+    The log is held to the contract and repaired as in training (`pinrec data check` shows the rows). Events later than
+    their landing day (plus 5 minutes) are set aside and counted. Late events just land on a later day.
+
+    DEST/current.json names the version that counts and is replaced last: a running signal service takes it up within
+    seconds, without a pause. --engine spark runs the same definition on the Spark of your environment (SPARK_HOME,
+    spark-defaults.conf; else local), with DEST on a file system that driver and workers share.
     """
-    from pinrec_core.signals.batch_view import compile_batch_view
+    from pinrec_core.batch_job.definition import ViewDefinition
+    from pinrec_core.batch_job.job import JobOptions, build_batch_view
 
-    facts = compile_batch_view(folder, dest, max_events)
-    click.echo(", ".join(f"{name} {value:,}" for name, value in facts.items()) + f"\nwritten to {dest}")
+    until_ms = None if until is None else int(until.replace(tzinfo=timezone.utc).timestamp() * 1_000)
+    definition = ViewDefinition(max_events, days)
+    options = JobOptions(definition, engine, full, until_ms, keep, memory)
+    report = build_batch_view(log, dest, options, progress=True)
+    manifest = report.manifest
+    if not report.days:
+        click.echo(f"{report.why}: version {manifest.version} stays")
+        return
+    click.echo(f"read {report.why}")
+    click.echo(f"{report.num_rows:,} rows read, {report.num_set_aside:,} set aside: later than their landing allows")
+    click.echo(
+        f"version {manifest.version} at {dest}: {manifest.num_events:,} events of {manifest.num_users:,} users, "
+        f"watermark {manifest.watermark_ms}"
+    )

@@ -103,10 +103,10 @@ def parse_budget(text: str) -> dict[str, float]:
 
 def in_process(request: GetCandidatesRequest, release_dir: Path, data_dir: Path | None) -> GetCandidatesResponse:
     """The same answer without a stack: the gateway's own checks and reply around `pinrec_core.recommend`."""
+    from pinrec_core.batch_job.job import build_batch_view
     from pinrec_core.messages import gather
     from pinrec_core.recommend import Stages
     from pinrec_core.recommend import recommend as run_stages
-    from pinrec_core.signals.batch_view import compile_batch_view
     from services.gateway.reply import PathOutput, build_reply
     from services.gateway.resolve import resolve
 
@@ -117,7 +117,7 @@ def in_process(request: GetCandidatesRequest, release_dir: Path, data_dir: Path 
         batch_view = None
         if data_dir is not None:
             batch_view = Path(scratch) / "batch_view"
-            compile_batch_view(data_dir, batch_view)
+            build_batch_view(data_dir, batch_view)
         stages = Stages.open(release, batch_view)
         start = time.monotonic()
         made = run_stages([resolved], stages)[0]

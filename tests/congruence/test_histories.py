@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pinrec_core.batch_job.job import build_batch_view
 from pinrec_core.config import config_from_dict
 from pinrec_core.data.batches import BatchStream, event_rows
 from pinrec_core.data.dataset import open_dataset
@@ -12,8 +13,8 @@ from pinrec_core.eval.evaluate import held_out
 from pinrec_core.messages import FetchSignalsInput
 from pinrec_core.release import Release
 from pinrec_core.schema import ItemType
-from pinrec_core.signals.batch_view import BatchView, compile_batch_view
-from pinrec_core.signals.fetch import SignalFetcher
+from pinrec_core.signals.batch_view import open_batch_view
+from pinrec_core.signals.fetch import FixedView, SignalFetcher
 from pinrec_core.signals.realtime import MemoryHistoryStore
 
 T0 = 1_700_000_000_000
@@ -66,13 +67,14 @@ def test_training_and_serving_see_the_same_history(folder, tmp_path):
     dataset.items.save(tmp_path / "items")
     dataset.text_encoder.save(tmp_path / "text_encoder")
     release = Release(tmp_path, 1, {}, CONFIG, dataset.vocabulary)
-    facts = compile_batch_view(folder, tmp_path / "view")
-    fetcher = SignalFetcher(release, BatchView.open(tmp_path / "view"), MemoryHistoryStore())
+    report = build_batch_view(folder, tmp_path / "view")
+    fetcher = SignalFetcher(release, FixedView(open_batch_view(tmp_path / "view")), MemoryHistoryStore())
 
     histories = dataset.histories
-    assert (facts["num_users"], facts["watermark_ms"]) == (histories.num_users, dataset.watermark_ms)
-    assert facts["num_events"] == histories.num_events == NUM_EVENTS + NUM_EQUAL
-    assert facts["num_dropped"] == NUM_REPEATED
+    manifest = report.manifest
+    assert (manifest.num_users, manifest.watermark_ms) == (histories.num_users, dataset.watermark_ms)
+    assert manifest.num_events == histories.num_events == NUM_EVENTS + NUM_EQUAL
+    assert report.num_rows == NUM_EVENTS + NUM_EQUAL + NUM_REPEATED
     assert {problem.kind for problem in dataset.findings} == {"repair", "notice"}
     unlisted = (histories.item_types == ItemType.PIN) & (histories.item_ids >= NUM_ITEMS)
     assert unlisted.sum() > 20

@@ -180,7 +180,7 @@ REPAIRS = {
     "event id of another event": (
         {**with_row([1, 20, "pin", "click", "home", T0, None]), "event_id": pa.array([1, 2, 3, 4, 5, 1], pa.uint64())},
         {}, 1, "column event_id: repeats that of another row of the same user, which says something else (1 row; row 5",
-        "dropped, the first row is kept", [10, CATS, 20],
+        "dropped, the newest is kept", [10, CATS, 20],
     ),
     "disorder": (
         with_row([1, 20, "pin", "click", "home", T0 - 9, None]), {}, 1, "is older than the same user's row before it",
@@ -340,9 +340,10 @@ def test_the_events_alone_are_those_of_the_whole_folder(tmp_path):
         assert np.array_equal(getattr(alone, name), getattr(whole, name)), name
 
 
-def test_times_that_only_order_are_allowed_and_equal_times_keep_the_row_order(tmp_path):
-    dataset = open_dataset(write(tmp_path, {"timestamp_ms": [3, 3, 3, 0, 999_999]}), Config())
-    assert dataset.histories.item_ids.tolist() == [10, CATS, 20, 20, 10]
+def test_times_that_only_order_are_allowed_and_equal_times_are_by_event_id(tmp_path):
+    ids = pa.array([2**63, 7, 2**64 - 1, 1, 1], pa.uint64())
+    dataset = open_dataset(write(tmp_path, {"timestamp_ms": [3, 3, 3, 0, 999_999], "event_id": ids}), Config())
+    assert dataset.histories.item_ids.tolist() == [CATS, 10, 20, 10]
 
 
 def test_other_integer_widths_and_string_encodings_are_read(tmp_path):

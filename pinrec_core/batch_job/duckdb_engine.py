@@ -1,0 +1,103 @@
+"""The embedded engine: DuckDB in this process, on a database file that takes what memory does not hold.
+
+Cleaned rows go into a table once; histories are then made a bucket at a time, so that memory is bounded by a bucket
+(or by the longest history, if it is longer) and not by the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from types import TracebackType
+
+import duckdb
+import pyarrow as pa
+from tqdm import tqdm
+
+from pinrec_core.batch_job.definition import FUNCTIONS, NUM_BUCKETS, ORDER, counted
+from pinrec_core.batch_job.engine import EVENTS, LOG, VIEW_COLUMNS, Counted
+from pinrec_core.batch_job.event_partitions import EventFolder, EventPartition
+from pinrec_core.errors import InvalidData
+
+_COLUMNS = ", ".join(VIEW_COLUMNS)
+
+
+class DuckDBEngine:
+    """See `Engine`."""
+
+    def __init__(self, work: Path, memory: str, progress: bool = False) -> None:
+        """`work`: folder for the database and what spills. `memory`: how much DuckDB may hold, e.g. "1.5GB"."""
+        config = {"memory_limit": memory, "temp_directory": str(work / "spill"), "preserve_insertion_order": "false"}
+        try:
+            self._database = duckdb.connect(str(work / "job.duckdb"), config=config)
+        except duckdb.Error as error:
+            raise InvalidData(f"DuckDB cannot start: {_first_line(error)}") from error
+        self._progress = progress
+        for name, (function, arguments) in FUNCTIONS.items():
+            self._database.create_function(name, _over_arrays(function), list(arguments), "BIGINT", type="arrow")
+
+    def __enter__(self) -> DuckDBEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in FUNCTIONS:
+            self._database.remove_function(name)
+        self._database.close()
+
+    def load(self, log: EventFolder, partitions: Sequence[EventPartition], cleaned: str) -> None:
+        """See `Engine`. Raises InvalidData if a file cannot be read."""
+        if not log.is_local:
+            self._database.register_filesystem(log.filesystem)
+        how = "CREATE TABLE cleaned AS"
+        for partition in tqdm(partitions, desc="reading events", unit="day", disable=not self._progress):
+            files = [path if log.is_local else log.url_of(path) for path in partition.files]
+            try:
+                self._database.execute(
+                    f"CREATE OR REPLACE TEMP VIEW {LOG} AS SELECT * FROM read_parquet({files!r}, "
+                    "union_by_name = true, hive_partitioning = true, hive_types_autocast = false)"
+                )
+                self._database.execute(f"{how} {cleaned}")
+            except duckdb.Error as error:
+                raise InvalidData(f"{log.url!r} cannot be read: {_first_line(error)}") from error
+            how = "INSERT INTO cleaned"
+
+    def counted(self) -> list[Counted]:
+        """See `Engine`."""
+        return [Counted(*row) for row in self._database.execute(counted("cleaned")).fetchall()]
+
+    def write(self, view: str, previous: Sequence[Path], out: Path) -> None:
+        """See `Engine`."""
+        self._database.execute(f"CREATE VIEW events AS SELECT {_COLUMNS} FROM cleaned WHERE fate IS NULL")
+        for number in tqdm(range(NUM_BUCKETS), desc="histories", unit="bucket", disable=not self._progress):
+            bucket = f"{number:03}"
+            source = f"SELECT * FROM events WHERE bucket = '{bucket}'"
+            files = [str(path) for path in previous if path.parent.name == f"bucket={bucket}"]
+            if files:
+                source += f" UNION ALL BY NAME SELECT * FROM read_parquet({files!r}, hive_types_autocast = false)"
+            part = out / f"bucket={bucket}" / "events.parquet"
+            part.parent.mkdir(parents=True)
+            try:
+                self._database.execute(f"CREATE OR REPLACE TEMP VIEW {EVENTS} AS {source}")
+                self._database.execute(
+                    f"COPY (SELECT * EXCLUDE (bucket) FROM ({view}) ORDER BY {', '.join(ORDER)}) TO '{part}' "
+                    "(FORMAT parquet, COMPRESSION zstd)"
+                )
+            except duckdb.Error as error:
+                raise InvalidData(f"the batch view cannot be made: {_first_line(error)}") from error
+
+
+def _over_arrays(function: Callable[..., pa.Array]) -> Callable[..., pa.Array]:
+    """DuckDB hands over chunked arrays."""
+
+    @wraps(function)  # DuckDB reads the signature
+    def over_arrays(*columns: pa.ChunkedArray) -> pa.Array:
+        return function(*(column.combine_chunks() for column in columns))
+
+    return over_arrays
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

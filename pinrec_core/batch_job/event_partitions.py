@@ -1,0 +1,126 @@
+"""The landing days of an event log, in a local folder or behind any fsspec URL; their schemas held to the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.parquet as pq
+
+from pinrec_core.errors import InvalidData
+from pinrec_core.event_log.contract import FACTS, DatasetFacts, facts_from_json
+from pinrec_core.event_log.landing import LANDING_KEY, landing_day
+from pinrec_core.event_log.parquet import EVENT_COLUMNS, OPTIONAL_EVENT_COLUMNS, UNREADABLE, check_schema
+from pinrec_core.event_log.problems import Findings, raise_errors
+
+
+@dataclass(frozen=True)
+class EventPartition:
+    """The files of one landing day; of a log without days, all files, and the day is ""."""
+
+    day: str
+    files: tuple[str, ...]
+    """Paths inside the file system, ascending."""
+    fingerprint: str
+    """Changes when a file is added, removed or becomes longer or shorter."""
+
+
+@dataclass(frozen=True)
+class EventFolder:
+    """A log: where it lies, and its partitions by landing day."""
+
+    url: str
+    filesystem: Any
+    """An fsspec file system."""
+    root: str
+    """Path of `url` inside the file system."""
+    facts: DatasetFacts
+    partitions: dict[str, EventPartition]
+
+    @classmethod
+    def open(cls, log: str | Path) -> EventFolder:
+        """List the log at a local path or URL. Raises InvalidData if it holds no events, or days in part of it."""
+        url = str(log)
+        try:
+            filesystem, root = fsspec.url_to_fs(url)
+            facts = _facts(filesystem, root, url)
+            files = _event_files(filesystem, root)
+        except (OSError, ValueError, ImportError) as error:  # a file system's own protocol may need a package
+            raise InvalidData(f"{url!r} cannot be listed: {error}") from error
+        if not files:
+            raise InvalidData(f"{url!r} does not keep the event-log contract:\n  events.parquet: is missing")
+        by_day: dict[str, dict[str, int]] = {}
+        for path, size in files.items():
+            by_day.setdefault(landing_day(path.removeprefix(root)), {})[path] = size
+        if "" in by_day and len(by_day) > 1:
+            path = next(iter(by_day[""]))
+            raise InvalidData(f"{path} lies in no {LANDING_KEY}= folder, but other files of {url!r} do")
+        partitions = {
+            day: EventPartition(day, tuple(sorted(sizes)), _fingerprint(root, sizes)) for day, sizes in by_day.items()
+        }
+        return cls(url, filesystem, root, facts, dict(sorted(partitions.items())))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether engines read its paths as they are."""
+        return "file" in _protocols(self.filesystem)
+
+    def url_of(self, path: str) -> str:
+        """A path of this log with its protocol."""
+        return str(self.filesystem.unstrip_protocol(path))
+
+    def columns(self, partitions: Iterable[EventPartition]) -> set[str]:
+        """Names of all columns that files of the partitions have, checked. Raises InvalidData listing every error."""
+        findings, names = Findings(), set()
+        for path in (path for partition in partitions for path in partition.files):
+            inside = path.removeprefix(self.root).lstrip("/")
+            try:
+                with self.filesystem.open(path, "rb") as file:
+                    schema = pq.read_schema(file)
+            except UNREADABLE:
+                findings.file(inside, "is not a readable Parquet file")
+                continue
+            check_schema(inside, schema, EVENT_COLUMNS, OPTIONAL_EVENT_COLUMNS, findings)
+            names |= {*schema.names, *(part.split("=", 1)[0] for part in inside.split("/") if "=" in part)}
+        raise_errors(self.url, findings.problems)
+        return names
+
+
+def _event_files(filesystem: Any, root: str) -> dict[str, int]:
+    """Paths of Parquet files and their sizes. Raises InvalidData where both layouts of a log lie beside each other."""
+    single = f"{root}/events.parquet"
+    found = filesystem.find(f"{root}/events", detail=True) if filesystem.isdir(f"{root}/events") else {}
+    names = {path: path.rsplit("/", 1)[-1] for path in found}
+    parts = {
+        path: int(found[path]["size"])
+        for path, name in names.items()
+        if name.endswith(".parquet") and not name.startswith((".", "_"))
+    }
+    if not filesystem.isfile(single):
+        return parts
+    if parts:
+        raise InvalidData("events.parquet: lies beside a partitioned events/: keep one of the two")
+    return {single: int(filesystem.size(single))}
+
+
+def _facts(filesystem: Any, root: str, url: str) -> DatasetFacts:
+    path = f"{root}/{FACTS}"
+    defaults = DatasetFacts(name=root.rstrip("/").rsplit("/", 1)[-1])
+    if not filesystem.isfile(path):
+        return defaults
+    findings = Findings()
+    facts = facts_from_json(filesystem.cat_file(path).decode(errors="replace"), defaults, findings)
+    raise_errors(url, findings.problems)
+    return facts
+
+
+def _fingerprint(root: str, sizes: dict[str, int]) -> str:
+    return "; ".join(f"{path.removeprefix(root).lstrip('/')} {size}" for path, size in sorted(sizes.items()))
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
