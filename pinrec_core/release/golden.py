@@ -68,6 +68,10 @@ def write_golden(folder: Path, requests: Iterable[GoldenRequest]) -> None:
 
 def read_golden(release: Release) -> tuple[GoldenRequest, ...]:
     """Raises InvalidRelease if the release has none, or they are damaged."""
+    if not (release.path / _FILE).exists():
+        raise InvalidRelease(
+            f"release {release.number} has no golden requests: export it again, or activate it --offline"
+        )
     rows: Any = read_json(release.path / _FILE, f"release {release.number}").get("requests")
     try:
         made = tuple(_request_of(row) for row in rows)

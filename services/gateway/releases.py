@@ -102,7 +102,7 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
         except PinrecError as error:
             at = f"golden request {len(trials) + 1} of {len(golden)}: {error.message}"
             return TryReleaseResponse(problem=at, num_requests=len(golden))
-        return _judged(release, trials)
+        return judged(release, trials)
 
     async def _until_open(self, release: Release, request: GoldenRequest) -> None:
         """Ask until no stage says that the release is not open; the first answer of a cold release is not measured."""
@@ -131,7 +131,7 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
         return Trial(request.overlap(answer.output.candidate_ids.tolist()), elapsed_ms)
 
 
-def _judged(release: Release, trials: Sequence[Trial]) -> TryReleaseResponse:
+def judged(release: Release, trials: Sequence[Trial]) -> TryReleaseResponse:
     """Hold the trials to the bounds of the release's own configuration."""
     bounds = release.config.serve
     overlaps = [trial.overlap for trial in trials]
