@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from pinrec_core.batch_job.job import build_batch_view
 from pinrec_core.config import config_from_dict
 from pinrec_core.data.dataset import open_dataset
 from pinrec_core.data.synthetic import SyntheticSpec, SyntheticWorld
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import ServingState, write_serving_state
-from pinrec_core.signals.batch_view import compile_batch_view
 from pinrec_core.train.export import export
 
 CONFIG = {
@@ -53,5 +53,5 @@ def world(tmp_path_factory) -> World:
     weights = root / "releases" / "3" / "decoder.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
     write_serving_state(root / "releases", ServingState(1, (1,)))
-    compile_batch_view(root / "data", root / "view")
+    build_batch_view(root / "data", root / "view")
     return World(root / "releases", root / "view")
