@@ -11,11 +11,11 @@ from pathlib import Path
 
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.signals.realtime.memory import MemoryHistoryStore
-from pinrec_core.signals.realtime.rocks import RocksHistoryStore
+from pinrec_core.signals.realtime.rocks import RocksHistoryStore, restore_store
 from pinrec_core.signals.realtime.rows import StoredEvents
 from pinrec_core.signals.realtime.store import HistoryStore
 
-__all__ = ["HistoryStore", "MemoryHistoryStore", "RocksHistoryStore", "StoredEvents", "open_store"]
+__all__ = ["HistoryStore", "MemoryHistoryStore", "RocksHistoryStore", "StoredEvents", "open_store", "restore_store"]
 
 REDIS_SCHEMES = ("redis", "rediss")
 

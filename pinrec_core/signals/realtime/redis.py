@@ -41,9 +41,7 @@ class RedisHistoryStore:
         store need not be `durable`, for a server that would acknowledge a write before it is on disk.
         """
         try:
-            self._redis = Redis.from_url(
-                url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
-            )
+            self._redis = Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
         except ValueError as error:
             raise InvalidConfig(f"store has value {url!r}; allowed: redis://host:port/db ({error})") from error
         with _unavailable("realtime view cannot be opened"):
