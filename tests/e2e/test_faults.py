@@ -10,13 +10,15 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import grpc
@@ -24,7 +26,15 @@ import numpy as np
 import pytest
 
 from pinrec_core.data.synthetic import FIRST_ITEM_ID
-from pinrec_core.release import ServingState, write_serving_state
+from pinrec_core.release import (
+    ReleaseFacts,
+    ServingState,
+    open_release,
+    publish,
+    serving_state,
+    write_serving_state,
+)
+from pinrec_core.release.golden import read_golden, write_golden
 from services.cli.supervisor import Process
 from services.cli.up import Stack, processes, serves
 from services.proto import signals_pb2
@@ -298,30 +308,92 @@ def test_a_killed_signal_service_degrades_answers_and_loses_no_event(parts, now_
     assert len(parts.signals.living()) == 1
 
 
-def test_a_release_is_activated_while_clients_ask(parts):
-    """The gateway flips when the new release has answered; no client meets a release that is not open."""
+class Clients:
+    """Threads that ask without a pause; every call must be answered, and each keeps the releases that did."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(4)
+        self._running = [self._pool.submit(self._ask, user) for user in range(1, 5)]
+
+    def _ask(self, user: int) -> list[int]:
+        served = []
+        while not self._stop.is_set():
+            served.append(self._parts.ask(user).release)
+        return served
+
+    def __enter__(self) -> Clients:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
+    def turns(self) -> list[list[int]]:
+        """Which releases answered each client, runs of the same one joined."""
+        return [[number for number, _ in groupby(each.result())] for each in self._running]
+
+
+def release_verb(parts: Parts, *words: str) -> list[str]:
+    """Command line of `pinrec release`, asking the gateway of `parts`."""
+    stack = parts.stack
+    where = ["--releases", str(stack.releases), "--gateway", f"{stack.host}:{stack.gateway_port}"]
+    return [sys.executable, "-m", "services.cli.main", "release", *words, *where]
+
+
+def release(parts: Parts, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(release_verb(parts, *words), capture_output=True, text=True, check=False)
+
+
+def test_a_release_is_activated_and_rolled_back_while_clients_ask(parts):
+    """No client meets an error, none a release that is not open, and each switch is one turn."""
+    with Clients(parts) as clients:
+        activated = release(parts, "activate", "2")
+        assert (activated.returncode, activated.stderr) == (0, "")
+        assert "1.000 of the expected items came back" in activated.stdout
+        assert serving_state(parts.stack.releases) == ServingState(2, (2,), previous=1)
+        assert release(parts, "rollback").returncode == 0
+        assert serving_state(parts.stack.releases) == ServingState(1, (1,), previous=2)
+    assert clients.turns() == [[1, 2, 1]] * 4
+
+
+def published_otherwise(releases: Path) -> int:
+    """Publish release 2 again, with golden requests that expect an item which no model gives."""
+
+    def write(folder: Path) -> None:
+        shutil.copytree(releases / "2", folder, dirs_exist_ok=True, ignore=lambda *_: ["manifest.json", "golden"])
+        golden = read_golden(open_release(releases, 2))
+        write_golden(folder, [replace(request, expected_item_ids=(-1,)) for request in golden])
+
+    return publish(releases, ReleaseFacts("f", "f", 0, "forged"), write)
+
+
+def test_a_release_that_answers_otherwise_is_refused_and_clients_notice_nothing(parts):
+    before = serving_state(parts.stack.releases)
+    number = published_otherwise(parts.stack.releases)
+    with Clients(parts) as clients:
+        refused = release(parts, "activate", str(number))
+    assert (refused.returncode, clients.turns()) == (1, [[1]] * 4)
+    assert "0.000 of the expected items came back; allowed: at least 0.9; release 1 stays active" in refused.stderr
+    assert serving_state(parts.stack.releases) == before
+
+
+def test_a_switch_whose_command_and_gateway_are_killed_is_completed_by_the_same_command(parts):
     releases = parts.stack.releases
-    with ThreadPoolExecutor(4) as pool:
-        stop = threading.Event()
-
-        def client(user: int) -> list[int]:
-            served = []
-            while not stop.is_set():
-                served.append(parts.ask(user).release)
-            return served
-
-        clients = [pool.submit(client, user) for user in range(1, 5)]
-        try:
-            for active in (2, 1):
-                write_serving_state(releases, ServingState(active, (1, 2)))
-                assert eventually(lambda active=active: parts.ask(9).release == active)
-            write_serving_state(releases, ServingState(1, (1,)))
-            time.sleep(1.0)
-        finally:
-            stop.set()
-        for served in (each.result(timeout=PATIENT_S) for each in clients):
-            turns = [number for place, number in enumerate(served) if place == 0 or served[place - 1] != number]
-            assert turns == [1, 2, 1]
+    with subprocess.Popen(release_verb(parts, "activate", "2"), stdout=subprocess.DEVNULL) as command:
+        assert eventually(lambda: serving_state(releases).open == (1, 2))
+        command.kill()
+    assert serving_state(releases).open == (1, 2)
+    assert parts.ask(1).release == serving_state(releases).active
+    parts.gateway.end(signal.SIGKILL)
+    refused = release(parts, "activate", "2", "--wait", "0")
+    assert (refused.returncode, "no answer from" in refused.stderr) == (1, True)
+    parts.gateway.start()
+    assert release(parts, "activate", "2").returncode == 0
+    assert (parts.ask(1).release, serving_state(releases).open) == (2, (2,))
+    assert release(parts, "rollback").returncode == 0
+    assert parts.ask(1).release == 1
 
 
 def test_a_dead_stage_and_a_dead_triton_are_unavailable_until_triton_is_back(parts):
