@@ -127,3 +127,36 @@ class SignalsMetrics:
         )
         self.watermark_ms = gauge("watermark_ms", "End of the batch view, Unix milliseconds; 0 = none.")
         self.batch_view_version = gauge("batch_view_version", "Version of the batch view in use; 0 = none.")
+
+
+class IngestMetrics:
+    """The Kafka consumer's own."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"pinrec_ingest_{name}", text, registry=registry)
+
+        self.events = counter("events", "Messages whose event is durable; one may come again.")
+        self.dead_letters = counter("dead_letters", "Messages that can never be accepted.")
+        self.failures = counter("failures", "Batches that could not be appended and are read again.")
+        self.lag = Gauge(
+            "pinrec_ingest_lag", "Messages of a partition not committed yet.", ("partition",), registry=registry
+        )
+
+
+class ItemsMetrics:
+    """The item service's own; its calls are in `pinrec_rpc_seconds`, where a held GetChanges counts with its wait."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"pinrec_items_{name}", text, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"pinrec_items_{name}", text, labels, registry=registry)
+
+        self.changes = counter("changes", "Items whose change was acknowledged as durable.", "kind")
+        self.told = counter("told", "Changes handed to those who follow, each time that one is told.")
+        self.followers = gauge("followers", "Calls of GetChanges held now: who follows and is up to date.")
+        self.sequence = gauge("sequence", "Number of the last change.")
+        self.added = gauge("added", "Items of the log whose newest state is added.")
+        self.deleted = gauge("deleted", "Items of the log whose newest state is deleted.")
