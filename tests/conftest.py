@@ -228,7 +228,7 @@ def live(trained, on_free_ports, tmp_path_factory) -> Iterator[Live]:
         started = descendants(up.pid)
         up.send_signal(signal.SIGTERM)
         assert up.wait(timeout=60) == 0, log.read_text()[-5_000:]
-        assert len(started) >= 3 + 4, "signals, Triton and its four stages, gateway"
+        assert len(started) >= 4 + 4, "signals, items, Triton and its four stages, gateway"
         assert not [pid for pid in started if is_alive(pid)]
         assert "Traceback" not in log.read_text(), "whatever the tests asked for"
     finally:

@@ -33,10 +33,11 @@ VERBS = {
     "evaluate": Verb("services.cli.train", "Measure a trained model on users it has not seen."),
     "export": Verb("services.cli.export", "Publish a trained model as the next release."),
     "release": Verb("services.cli.release", "Publish, list, verify, activate, roll back releases."),
-    "up": Verb("services.cli.up", "Start signals, Triton and gateway on this machine."),
+    "up": Verb("services.cli.up", "Start signals, items, Triton and gateway on this machine."),
     "demo": Verb("services.cli.demo", "The whole story on one machine, told with the other verbs."),
     "recommend": Verb("services.cli.recommend", "Ask for one user's candidates and print them."),
     "events": Verb("services.cli.events", "Append events to a user's history, or look at it."),
+    "items": Verb("services.cli.items", "Add items to what is served, or delete them."),
 }
 """In the order in which one needs them; each module has a click command of the verb's name."""
 
@@ -88,7 +89,7 @@ def main() -> None:
     """PinRec: outcome-conditioned, windowed multi-token generative retrieval.
 
     An event log becomes a trained model (data, train, evaluate), a published release (export, release) and a stack that
-    answers with candidates split over outcomes as a budget says (up, recommend, events).
+    answers with candidates split over outcomes as a budget says (up, recommend, events, items).
     `pinrec VERB --help` is each verb's documentation.
     """
 

@@ -30,3 +30,14 @@ signals_option = click.option(
     metavar="HOST:PORT",
     help="Address of the signal service.",
 )
+
+items_option = click.option(
+    "--items",
+    "address",
+    envvar="PINREC_ITEMS",
+    default="localhost:8700",
+    show_default=True,
+    show_envvar=True,
+    metavar="HOST:PORT",
+    help="Address of the item service.",
+)

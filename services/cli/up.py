@@ -29,16 +29,19 @@ _PORT = click.IntRange(1, 65_535)
 
 @dataclass(frozen=True)
 class Stack:
-    """Folders and ports of the three processes."""
+    """Folders and ports of the four processes. Without `items_data` the item log lies beside `signals_data`."""
 
     releases: Path
     signals_data: Path
     batch_view: Path | None
+    items_data: Path | None = None
     host: str = "127.0.0.1"
     gateway_port: int = 8500
     gateway_metrics_port: int = 9500
     signals_port: int = 8600
     signals_metrics_port: int = 9600
+    items_port: int = 8700
+    items_metrics_port: int = 9700
     triton_grpc_port: int = 8001
     triton_http_port: int = 8000
     triton_metrics_port: int = 8002
@@ -71,11 +74,18 @@ class Stack:
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Compiled histories of the event log; without one, only appended events make a history.",
 )
+@click.option(
+    "--items-data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder where added and deleted items are kept, made if missing.  [default: items, beside --signals-data]",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that everything listens on.")
 @click.option("--gateway-port", default=8500, show_default=True, type=_PORT, help="Where a ranking service calls.")
 @click.option("--gateway-metrics-port", default=9500, show_default=True, type=_PORT)
 @click.option("--signals-port", default=8600, show_default=True, type=_PORT, help="Where events are appended.")
 @click.option("--signals-metrics-port", default=9600, show_default=True, type=_PORT)
+@click.option("--items-port", default=8700, show_default=True, type=_PORT, help="Where items are added and deleted.")
+@click.option("--items-metrics-port", default=9700, show_default=True, type=_PORT)
 @click.option("--triton-grpc-port", default=8001, show_default=True, type=_PORT)
 @click.option("--triton-http-port", default=8000, show_default=True, type=_PORT)
 @click.option("--triton-metrics-port", default=8002, show_default=True, type=_PORT)
@@ -96,7 +106,7 @@ class Stack:
     help="Triton of a memory host that holds the index; empty = in this stack's own.",
 )
 def up(**options: object) -> None:
-    """Start signals, Triton and gateway on this machine, and stop them on Ctrl-C.
+    """Start signals, items, Triton and gateway on this machine, and stop them on Ctrl-C.
 
     They start in this order, each when the one before is ready, and stop in the other: the gateway first answers what
     it has accepted. Their logs are printed with the process's name. If one dies, the others are stopped and its last
@@ -146,8 +156,8 @@ def is_free(host: str, port: int) -> bool:
 
 
 def processes(stack: Stack) -> list[Process]:
-    """The three processes, in the order of their start. Raises TritonMissing."""
-    return [_signals(stack), _triton(stack), _gateway(stack)]
+    """The four processes, in the order of their start. Raises TritonMissing."""
+    return [_signals(stack), _items(stack), _triton(stack), _gateway(stack)]
 
 
 def _signals(stack: Stack) -> Process:
@@ -164,10 +174,23 @@ def _signals(stack: Stack) -> Process:
     return Process("signals", line, lambda: serves(address), _unbuffered())
 
 
+def _items(stack: Stack) -> Process:
+    address = f"{stack.host}:{stack.items_port}"
+    line = [
+        *(sys.executable, "-m", "services.items.server"),
+        *("--releases", str(stack.releases)),
+        *("--data", str(stack.items_data or stack.signals_data.with_name("items"))),
+        *("--listen", address),
+        *("--metrics-port", str(stack.items_metrics_port)),
+    ]
+    return Process("items", line, lambda: serves(address), _unbuffered())
+
+
 def _triton(stack: Stack) -> Process:
     options = TritonOptions(
         releases=stack.releases,
         signals=f"{stack.host}:{stack.signals_port}",
+        items=f"{stack.host}:{stack.items_port}",
         host=stack.host,
         grpc_port=stack.triton_grpc_port,
         http_port=stack.triton_http_port,
@@ -224,7 +247,8 @@ def calls(stack: Stack) -> str:
     budget = ",".join(f"{name}=1" for name in outcomes)
     message = json.dumps({"userId": "1", "surface": surface, "budget": dict.fromkeys(outcomes, 1), "numCandidates": 10})
     return (
-        f"\nThe stack is up (Ctrl-C stops it): gateway {gateway}, signals {stack.host}:{stack.signals_port}\n"
+        f"\nThe stack is up (Ctrl-C stops it): gateway {gateway}, signals {stack.host}:{stack.signals_port}, "
+        f"items {stack.host}:{stack.items_port}\n"
         f"  pinrec recommend --address {gateway} --user 1 --surface {surface} --budget {budget}\n"
         f"  grpcurl -plaintext -d {shlex.quote(message)} {gateway} pinrec.v1.CandidateService/GetCandidates\n"
     )

@@ -59,6 +59,14 @@ def locate() -> None:
     show_default=True,
     help="Stage to hold; repeat for several.",
 )
+@click.option(
+    "--items",
+    default="",
+    envvar="PINREC_ITEMS",
+    show_envvar=True,
+    metavar="HOST:PORT",
+    help="Item service that the index follows; empty = none.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--grpc-port", default=8001, show_default=True, help="Where the ensemble's Triton calls.")
 @click.option("--http-port", default=8000, show_default=True)

@@ -23,7 +23,10 @@ from services.triton.tools import locate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-PORTS = ("gateway", "gateway-metrics", "signals", "signals-metrics", "triton-grpc", "triton-http", "triton-metrics")
+PORTS = (
+    *("gateway", "gateway-metrics", "signals", "signals-metrics", "items", "items-metrics"),
+    *("triton-grpc", "triton-http", "triton-metrics"),
+)
 
 
 @dataclass
@@ -110,12 +113,12 @@ def test_up_serves_and_ctrl_c_stops_all(world, tmp_path):
     with started(world, tmp_path) as up:
         assert len(set(candidates(up.gateway))) == 10
         pids = up.pids()
-        assert len(pids) >= 3 + 4, "signals, Triton and its four stages, gateway"
+        assert len(pids) >= 4 + 4, "signals, items, Triton and its four stages, gateway"
         os.killpg(up.process.pid, signal.SIGINT)  # what a terminal does
         assert up.process.wait() == 0
     text = up.text()
     assert text.splitlines()[-1] == "all stopped"
-    assert re.findall(r"^(\w+) +\| stopping$", text, re.MULTILINE) == ["gateway", "triton", "signals"]
+    assert re.findall(r"^(\w+) +\| stopping$", text, re.MULTILINE) == ["gateway", "triton", "items", "signals"]
     assert "Traceback" not in text
     assert not [pid for pid in pids if alive(pid)]
 

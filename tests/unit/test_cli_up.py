@@ -1,4 +1,4 @@
-"""`pinrec up` before anything starts: what it refuses, and the three processes it would start."""
+"""`pinrec up` before anything starts: what it refuses, and the four processes it would start."""
 
 from __future__ import annotations
 
@@ -87,19 +87,27 @@ def test_processes_in_order_with_their_addresses(stack, tmp_path, monkeypatch):
     triton.chmod(0o755)
     (tmp_path / "backends" / "python").mkdir(parents=True)
     monkeypatch.setenv("PINREC_TRITON", str(triton))
-    signals, server, gateway = processes(stack)
-    assert [signals.name, server.name, gateway.name] == ["signals", "triton", "gateway"]
+    signals, items, server, gateway = processes(stack)
+    assert [signals.name, items.name, server.name, gateway.name] == ["signals", "items", "triton", "gateway"]
     signals_address = f"127.0.0.1:{stack.signals_port}"
     assert list(signals.command) == [
         *(sys.executable, "-m", "services.signals.server"),
         *("--releases", str(stack.releases), "--data", str(stack.signals_data)),
         *("--listen", signals_address, "--metrics-port", str(stack.signals_metrics_port)),
     ]
+    assert list(items.command) == [
+        *(sys.executable, "-m", "services.items.server"),
+        *("--releases", str(stack.releases), "--data", str(stack.signals_data.parent / "items")),
+        *("--listen", f"127.0.0.1:{stack.items_port}", "--metrics-port", str(stack.items_metrics_port)),
+    ]
+    elsewhere = processes(replace(stack, items_data=tmp_path / "elsewhere"))[1]
+    assert str(tmp_path / "elsewhere") in elsewhere.command
     assert server.command[0] == str(triton)
+    assert server.environment["PINREC_ITEMS"] == f"127.0.0.1:{stack.items_port}"
     assert server.environment["PINREC_SIGNALS"] == signals_address
     assert server.environment["PINREC_RELEASES"] == str(stack.releases)
     assert (server.environment["PINREC_EMBED_ITEMS"], server.environment["PINREC_RETRIEVE"]) == ("", "")
-    split = processes(replace(stack, embed_items="memory:1", retrieve="memory:2"))[1].environment
+    split = processes(replace(stack, embed_items="memory:1", retrieve="memory:2"))[2].environment
     assert (split["PINREC_EMBED_ITEMS"], split["PINREC_RETRIEVE"]) == ("memory:1", "memory:2")
     assert list(gateway.command) == [
         *(sys.executable, "-m", "services.gateway.server"),

@@ -188,7 +188,7 @@ def test_flags_of_newer_servers_are_set_only_where_they_are_known(tmp_path, flag
 
 
 def test_environment_by_hand(tmp_path):
-    options = TritonOptions(tmp_path / "releases", signals="s:1", embed_items="e:2")
+    options = TritonOptions(tmp_path / "releases", signals="s:1", items="i:3", embed_items="e:2")
     found = environment(
         server(tmp_path), options, {"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/old", "PINREC_THREADS": "3", "KEPT": "1"}
     )
@@ -201,6 +201,7 @@ def test_environment_by_hand(tmp_path):
         "OMP_WAIT_POLICY": "PASSIVE",
         "PINREC_RELEASES": str(tmp_path / "releases"),
         "PINREC_SIGNALS": "s:1",
+        "PINREC_ITEMS": "i:3",
         "PINREC_EMBED_ITEMS": "e:2",
         "PINREC_RETRIEVE": "",
     }
