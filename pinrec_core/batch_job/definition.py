@@ -16,7 +16,8 @@ Event ids are uint64 in the contract; both engines carry their bits as int64, so
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -180,7 +181,9 @@ def _fates(actions: Iterable[str]) -> dict[str, str]:
 
 
 def _quoted(name: str) -> str:
-    return "'" + name.replace("'", "''") + "'"
+    """A string in SQL; what the engines escape in different ways is spelled by its number."""
+    spelled = re.sub(r"['\\]", lambda match: f"' || chr({ord(match[0])}) || '", name)
+    return f"'{spelled}'"
 
 
 def search_query_id(texts: pa.Array) -> pa.Array:
@@ -206,7 +209,7 @@ def derived_event_id(
     return pa.array(ids.view(np.int64))
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, tuple[Callable[..., pa.Array], tuple[str, ...]]] = {
     search_query_id.__name__: (search_query_id, ("STRING",)),
     derived_event_id.__name__: (
         derived_event_id, ("BIGINT", "BIGINT", "STRING", "STRING", "STRING", "BIGINT", "BIGINT"),
@@ -223,5 +226,5 @@ def _name_hashes(names: pa.Array) -> pa.Array:
 
 def _numbers(column: pa.Array) -> np.ndarray[Any, Any]:
     """Nulls become 0: what is made of them belongs to rows that have a fate and is never used."""
-    filled = column.fill_null(0).to_numpy(zero_copy_only=False)
-    return filled if filled.dtype != np.int32 else filled.astype(np.int64)
+    filled: np.ndarray[Any, Any] = column.fill_null(0).to_numpy(zero_copy_only=False)
+    return filled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple, Protocol
 
 from pinrec_core.batch_job.event_partitions import EventFolder, EventPartition
@@ -22,6 +23,12 @@ class Counted(NamedTuple):
 
 class Engine(Protocol):
     """Runs the queries of `definition.py`, in the order of these methods, once each. A context manager."""
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def load(self, log: EventFolder, partitions: Sequence[EventPartition], cleaned: str) -> None:
         """Read the files of `partitions` and clean them by the query `cleaned`, whose source is `LOG`."""

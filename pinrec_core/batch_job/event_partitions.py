@@ -68,6 +68,11 @@ class EventFolder:
         """Whether engines read its paths as they are."""
         return "file" in _protocols(self.filesystem)
 
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether it is a folder `events/` of files, rather than one file."""
+        return all(path.startswith(f"{self.root}/events/") for p in self.partitions.values() for path in p.files)
+
     def url_of(self, path: str) -> str:
         """A path of this log with its protocol."""
         return str(self.filesystem.unstrip_protocol(path))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,7 @@ def _why_full(folder: EventFolder, current: ViewManifest | None, options: JobOpt
     return ""
 
 
-def _engine(options: JobOptions, work: Path, progress: bool) -> AbstractContextManager[Engine]:
+def _engine(options: JobOptions, work: Path, progress: bool) -> Engine:
     if options.engine == "duckdb":
         from pinrec_core.batch_job.duckdb_engine import DuckDBEngine
 

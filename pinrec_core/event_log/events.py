@@ -324,7 +324,7 @@ def _find_repeats(log: EventLog, name: str, findings: Findings) -> NDArray[np.bo
 
 def _by_preference(log: EventLog, rows: NDArray[np.int64]) -> list[NDArray[Any]]:
     """Which of `rows` with one id stays: keys for `repeats`."""
-    keys = [
+    keys: list[NDArray[Any]] = [
         np.argsort(np.argsort(names))[codes[rows]]
         for codes, names in ((log.surfaces, log.surface_names), (log.actions, log.action_names))
     ]
