@@ -8,7 +8,7 @@ space; where they bring embeddings without text, it is the plain encoder of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +53,10 @@ class Dataset:
     text_encoder: TextEncoder
     watermark_ms: int
     """Newest timestamp of the log."""
+    deleted: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Pins that are not to be served any more; the item log names them (data/carry.py)."""
+    items_sequence: int = 0
+    """Changes of the item log up to this number are inside."""
     findings: tuple[Problem, ...] = ()
     """Repairs and notices of the folder."""
 
@@ -60,6 +64,11 @@ class Dataset:
     def fitted(self) -> Fitted:
         """Vocabulary and text encoder, which a model of this data set needs with any newer log."""
         return Fitted(self.vocabulary, self.text_encoder)
+
+    @property
+    def served_pins(self) -> NDArray[np.int64]:
+        """Rows of `items` that an index holds: the pins that were not deleted."""
+        return np.flatnonzero((self.items.types == ItemType.PIN) & ~np.isin(self.items.ids, self.deleted))
 
     @cached_property
     def target_outcomes(self) -> NDArray[np.int32]:
@@ -75,14 +84,14 @@ class Dataset:
         return outcomes
 
     def popular(self, per_list: int) -> NDArray[np.int64]:
-        """Most engaged pins: int64 [num_surfaces + 1, A, per_list].
+        """Most engaged pins that may be served: int64 [num_surfaces + 1, A, per_list].
 
         Most targets of the outcome first, ties to the lower id. Surface row 0 counts all surfaces, events of unknown
         surface too. Short lists are padded with -1.
         """
         h, v = self.histories, self.vocabulary
         result = np.full((len(v.surfaces) + 1, len(v.outcomes), per_list), -1, dtype=np.int64)
-        targets = np.flatnonzero(self.target_outcomes >= 0)
+        targets = np.flatnonzero((self.target_outcomes >= 0) & ~np.isin(h.item_ids, self.deleted))
         outcome, surface = self.target_outcomes[targets], h.surfaces[targets]
         row = self.items.rows(h.item_ids[targets])
         for a in range(len(v.outcomes)):

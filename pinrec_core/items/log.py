@@ -139,6 +139,18 @@ class ItemLog:
         self._counts = LogCounts(sequence, *live)
 
 
+def read_items(folder: Path) -> list[Item]:
+    """Every item of a log, which its service may own and write meanwhile: what was acknowledged before the call.
+
+    Raises Unavailable.
+    """
+    log = ItemLog(folder, read_only=True)
+    try:
+        return log.changes(0, log.counts.num_added + log.counts.num_deleted)
+    finally:
+        log.close()
+
+
 def _item_key(item_id: int) -> bytes:
     return b"i" + (item_id + _BIAS).to_bytes(8, "big")
 

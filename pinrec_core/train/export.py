@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from tqdm import tqdm
 
-from pinrec_core import codec
 from pinrec_core.data.batches import event_rows
 from pinrec_core.data.dataset import Dataset
+from pinrec_core.items.vectors import pin_vectors
 from pinrec_core.model.id_embedding import IdEmbedder, export_id_embedding
 from pinrec_core.model.inputs import collate
 from pinrec_core.model.pinrec import PinRec
-from pinrec_core.release import ReleaseFacts, publish
+from pinrec_core.release import ItemTable, ReleaseFacts, publish
 from pinrec_core.retrieve.index import build_index
-from pinrec_core.schema import ItemType
 
 _ITEMS_A_CALL = 8_192
 _QUERY_USERS = 256
@@ -55,8 +54,8 @@ def export(
         dataset.text_encoder.save(folder / "text_encoder")
         _write_popular(dataset, model.config.retrieve.popular_per_list, folder / "popular")
         _write_display(dataset.titles, folder / "display")
-        pins = np.flatnonzero(dataset.items.types == ItemType.PIN)
-        vectors = pin_vectors(model, IdEmbedder.load(folder), dataset, pins)
+        pins = dataset.served_pins
+        vectors = _index_vectors(model, IdEmbedder.load(folder), dataset.items, pins)
         queries = generated_queries(model, dataset)
         build_index(np.asarray(dataset.items.ids)[pins], vectors, model.config.retrieve, folder / "index", queries)
         (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1))
@@ -69,27 +68,21 @@ def export(
         index_item_embedder=made_by,
         watermark_ms=dataset.watermark_ms,
         dataset=dataset.name,
+        items_sequence=dataset.items_sequence,
         metrics=dict(metrics or {}),
     )
     return publish(releases, facts, write)
 
 
-@torch.inference_mode()
-def pin_vectors(
-    model: PinRec, id_embedder: IdEmbedder, dataset: Dataset, rows: NDArray[np.int64]
+def _index_vectors(
+    model: PinRec, id_embedder: IdEmbedder, items: ItemTable, rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Item embeddings as serving makes them (FP16 table, INT8 content).
-
-    rows: int64 [n] of the item table. Returns float32 [n, D].
-    """
-    items = dataset.items
+    """Vectors of the pins at `rows` int64 [n] of the item table: float32 [n, D]."""
     vectors = np.empty((len(rows), model.config.model.embedding_dim), np.float32)
     for start in tqdm(range(0, len(rows), _ITEMS_A_CALL), desc="item vectors", unit="batch", leave=False):
         part = rows[start : start + _ITEMS_A_CALL]
-        content = torch.from_numpy(codec.dequantize(items.content[part], items.scale[part]))
-        id_emb = torch.from_numpy(id_embedder.embed(items.ids[part]).astype(np.float32))
-        types = torch.from_numpy(items.types[part].astype(np.int64))
-        vectors[start : start + len(part)] = model.embed_items(content, types, id_emb).numpy()
+        columns = items.ids[part], items.content[part], items.scale[part]
+        vectors[start : start + len(part)] = pin_vectors(model, id_embedder, *columns)
     return vectors
 
 

@@ -23,21 +23,34 @@ _NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Files that the ID table is cut into, by row range.",
 )
 @click.option(
+    "--items",
+    "item_log",
+    type=_FOLDER,
+    help="Folder of the item log (`--items-data` of `pinrec up`): added items go in, deleted ones stay out.",
+)
+@click.option(
     "--activate/--no-activate",
     default=True,
     show_default=True,
     help="Make it the release that is served; the one before stays open.",
 )
-def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, activate: bool) -> None:
+def export(
+    run_dir: Path, data_dir: Path, releases: Path, id_shards: int, item_log: Path | None, activate: bool
+) -> None:
     """Publish a trained model as the next release.
 
     Writes decoder weights, the ID embedding and its tables, the item table, popular lists, the text encoder and the
     Faiss index to RELEASES/<n>, with a manifest of checksums, and renames it into place. The index covers the pins of
     --data, so exporting again with a newer event log refreshes the corpus without training. Golden requests and what
     this process answers to them go into the release; `pinrec release activate` holds the serving stack to them.
+
+    What was added and deleted with `pinrec items` is served in any case. With --items it is inside the release from the
+    start; the item service may be running meanwhile, and what comes later is told to the release as ever.
     """
+    from pinrec_core.data.carry import carry_items
     from pinrec_core.data.dataset import open_dataset
     from pinrec_core.golden import add_golden
+    from pinrec_core.items.log import read_items
     from pinrec_core.release import activate as activate_release
     from pinrec_core.train.checkpoint import load_checkpoint, load_metrics, note_other_data
     from pinrec_core.train.export import export as export_release
@@ -45,6 +58,8 @@ def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, activa
     model, config, fitted = load_checkpoint(run_dir)
     dataset = open_dataset(data_dir, config, fitted=fitted)
     note_other_data(run_dir, dataset)
+    if item_log is not None:
+        dataset = carry_items(dataset, read_items(item_log))
     golden = partial(add_golden, titles=dataset.titles, request_time_ms=dataset.watermark_ms)
     number = export_release(model, dataset, releases, load_metrics(run_dir), id_shards, golden)
     click.echo(f"release {number} published under {releases}")

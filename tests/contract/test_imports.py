@@ -22,7 +22,7 @@ ALLOWED = {
     "signals": {"items.fresh"},
     "batch_job": {"signals"},
     "retrieve": {"items.changes"},
-    "data": {"model.inputs"},
+    "data": {"items.content", "items.log", "model.inputs"},
     "train": {"data", "model"},
     "train.export": {"data", "items", "model", "train", "retrieve"},
     "generate": {"model"},
