@@ -20,6 +20,7 @@ from pinrec_core.release import ItemTable, Release
 from pinrec_core.schema import MAX_SEEN_ITEMS, SEARCH_ACTION, ItemType, Vocabulary
 from pinrec_core.signals.batch_view import BatchView
 from pinrec_core.signals.empty import empty_signals
+from pinrec_core.signals.item_rows import ItemRows
 from pinrec_core.signals.merge import HistoryRows, OwnedRows, concatenate, history_rows, merge_users, take
 from pinrec_core.signals.query_content import QueryContent
 from pinrec_core.signals.realtime import HistoryStore, StoredEvents
@@ -88,6 +89,7 @@ class SignalFetcher:
         self._overlap_ms = overlap_ms
         self._max_history = release.config.model.max_history
         self._items = _unmapped(release.items)
+        self._item_rows = ItemRows(self._items.ids)
         self._query_content = QueryContent(release.text_encoder)
         self._coded = _CodedView.of(views.current(), release.vocabulary)
 
@@ -175,7 +177,7 @@ class SignalFetcher:
         self, rows: HistoryRows, known_texts: Callable[[], dict[int, str]], batch_view: BatchView
     ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         """Content int8 [R, D_sem] and scale float32 [R] of all rows."""
-        places = self._items.rows(rows.item_ids)
+        places = self._item_rows.of(rows.item_ids)
         content = np.take(self._items.content, places, axis=0, mode="clip")
         scale = np.take(self._items.scale, places, mode="clip")
         unknown = places < 0

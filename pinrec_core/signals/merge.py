@@ -87,11 +87,11 @@ def history_rows(events: Sequence[tuple[int, int, int, int, int, int]]) -> Histo
 
 def _fresh(batch: OwnedRows, realtime: OwnedRows) -> NDArray[np.int64]:
     """Places of the realtime rows whose id neither the batch view nor an earlier realtime row of the user has."""
-    wanted = np.sort(realtime.rows.event_ids)
-    if not len(wanted):
+    if not len(realtime.owners):
         return np.zeros(0, dtype=np.int64)
-    at = np.minimum(np.searchsorted(wanted, batch.rows.event_ids), len(wanted) - 1)
-    held = np.flatnonzero(wanted[at] == batch.rows.event_ids)  # few: by an id that some user's realtime view has
+    may_be_wanted = np.zeros(1 << 16, dtype=bool)
+    may_be_wanted[realtime.rows.event_ids.astype(np.uint16)] = True
+    held = np.flatnonzero(may_be_wanted[batch.rows.event_ids.astype(np.uint16)])  # few, and all that could be
     owners = np.concatenate([batch.owners[held], realtime.owners])
     event_ids = np.concatenate([batch.rows.event_ids[held], realtime.rows.event_ids])
     order = np.lexsort((event_ids, owners))  # stable: of equal ones the batch view's first, then the oldest

@@ -4,19 +4,24 @@ from bisect import bisect_left
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pinrec_core.codec import dequantize, quantize
 from pinrec_core.config import config_from_dict
+from pinrec_core.items.changes import ItemChanges
+from pinrec_core.items.fresh import FreshItems
 from pinrec_core.messages import FetchSignalsInput, Status
 from pinrec_core.release import ItemTable, Release
-from pinrec_core.schema import ItemType, Vocabulary
+from pinrec_core.schema import MAX_SEEN_ITEMS, ItemType, Vocabulary
 from pinrec_core.signals.batch_view import BatchView
 from pinrec_core.signals.compiled_view import ViewArrays
 from pinrec_core.signals.empty import empty_signals
 from pinrec_core.signals.events import Event, with_event_ids
 from pinrec_core.signals.fetch import FixedView, SignalFetcher
+from pinrec_core.signals.item_rows import ItemRows
 from pinrec_core.signals.query_content import QueryContent
-from pinrec_core.signals.realtime import MemoryHistoryStore
+from pinrec_core.signals.realtime import MemoryHistoryStore, RocksHistoryStore
 from pinrec_core.text_encoder import TextEncoder, query_item_id
 
 HOME, SEARCH = 1, 2
@@ -291,3 +296,98 @@ def test_the_vocabulary_is_the_release_s_own(release, views, store):
     view = SignalFetcher(Release(release.path, 4, {}, release.config, other), views, store)
     (signals,) = view.run([ask(USER)])
     assert signals.actions.tolist() == [0, 2, 1]
+
+
+class Swapped:
+    """Views whose current one a test changes."""
+
+    def __init__(self, view):
+        self.view = view
+
+    def current(self):
+        return self.view
+
+
+def test_a_new_batch_view_is_in_the_next_call(release, store):
+    followed = Swapped(BatchView.empty())
+    fetcher = SignalFetcher(release, followed, store)
+    store.append([saved(USER, 20, T0 + 5)])
+    assert fetcher.run([ask(USER)])[0].item_ids.tolist() == [20]
+    followed.view = view_of(LOG)
+    (signals,) = fetcher.run([ask(USER)])
+    assert signals.item_ids.tolist() == [10, 20, 30, 20]
+    assert signals.actions.tolist() == [CLICK, SAVE, 0, SAVE]
+    followed.view = view_of([*LOG, (USER, 20, "pin", "save", "home", T0 + 5, None)], version=2)
+    (signals,) = fetcher.run([ask(USER)])
+    assert signals.item_ids.tolist() == [10, 20, 30, 20]
+    assert (signals.history_length, signals.realtime_events) == (4, 0)
+
+
+def test_what_a_newer_view_has_long_held_is_read_from_it_alone(release, views, store):
+    store.append([saved(USER, 40, T0 - 2 * DAY + 1)])
+    assert SignalFetcher(release, FixedView(BatchView.empty()), store).run([ask(USER)])[0].item_ids.tolist() == [40]
+    assert SignalFetcher(release, views, store).run([ask(USER)])[0].item_ids.tolist() == [10, 20, 30]
+
+
+def test_events_of_equal_time_are_in_the_order_of_their_ids(fetcher, store):
+    batch_id = with_event_ids([Event(USER, 30, ItemType.PIN, "poke", "attic", T0)])[0].event_id
+    store.append([saved(USER, 41, T0, event_id=batch_id - 1), saved(USER, 42, T0, event_id=batch_id + 1)])
+    (signals,) = fetcher.run([ask(USER)])
+    assert signals.item_ids.tolist() == [20, 41, 30, 42]
+
+
+def test_a_realtime_view_that_cannot_be_read_leaves_the_batch_view_s_history(release, views, tmp_path):
+    store = RocksHistoryStore(tmp_path / "realtime")
+    fetcher = SignalFetcher(release, views, store)
+    store.append([saved(USER, 20, T0 + 5)])
+    assert fetcher.run([ask(USER)])[0].status == Status.OK
+    store.close()
+    known, nobody = fetcher.run([ask(USER), ask(NOBODY)])
+    assert known.item_ids.tolist() == [10, 20, 30]
+    assert (known.history_length, known.realtime_events) == (3, 0)
+    assert known.status == Status.REALTIME_UNAVAILABLE
+    assert nobody.status == Status.REALTIME_UNAVAILABLE | Status.COLD_START
+
+
+def test_content_of_items_newer_than_the_release_is_the_fresh_items_(release, views, store):
+    fresh = FreshItems(content_dim=4)
+    fetcher = SignalFetcher(release, views, store, fresh)
+    store.append([saved(USER, 40, T0 + 1), saved(USER, 41, T0 + 2)])
+    before = fetcher.run([ask(USER)])[0]
+    assert before.content_scale.tolist()[2:] == [0, 0]
+    content, scale = quantize(np.array([[0, 0, 1, 1], [4, 0, 0, 4]], np.float32))
+    ids, none_deleted = np.array([30, 40], np.int64), np.zeros(2, dtype=bool)
+    fresh.apply(ItemChanges(ids, none_deleted, np.zeros((2, 1), np.float32), content, scale))
+    after = fetcher.run([ask(USER)])[0]
+    assert after.item_ids.tolist() == [20, 30, 40, 41]
+    assert np.array_equal(after.content[1:3], content), "a replaced item and an added one"
+    assert np.array_equal(after.content_scale[1:3], scale)
+    assert np.array_equal(after.content[0], before.content[0])
+    assert after.content_scale[3] == 0
+
+
+def test_seen_items_are_the_newest_pins_up_to_a_limit(release, store):
+    fetcher = SignalFetcher(release, FixedView(BatchView.empty()), store)
+    store.append([saved(USER, item_id, T0 + item_id) for item_id in range(MAX_SEEN_ITEMS + 3)])
+    (signals,) = fetcher.run([ask(USER)])
+    assert signals.seen_item_ids.tolist() == list(range(3, MAX_SEEN_ITEMS + 3))
+    assert signals.item_ids.tolist() == list(range(MAX_SEEN_ITEMS - 1, MAX_SEEN_ITEMS + 3))
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), unique=True), st.lists(st.integers(-(2**63), 2**63 - 1)))
+def test_item_rows_are_those_of_the_table(ids, others):
+    check_rows(np.array(sorted(ids), np.int64), np.array([*others, *ids], np.int64))
+
+
+@pytest.mark.parametrize("step", [1, 7, 2**16, 2**40])
+def test_item_rows_of_ids_at_equal_distances(step):
+    ids = np.arange(-2_000, 2_000) * step
+    check_rows(ids, np.concatenate([ids, ids + 1, ids[::-1]]))
+
+
+def check_rows(ids, asked):
+    rows = len(ids)
+    table = ItemTable(ids, np.zeros(rows, np.uint8), np.zeros((rows, 1), np.int8), np.zeros(rows, np.float32))
+    found = ItemRows(ids).of(asked)
+    assert found.tolist() == table.rows(asked).tolist()
+    assert found.dtype == np.int64
