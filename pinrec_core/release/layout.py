@@ -120,7 +120,7 @@ class Release:
     @property
     def items_sequence(self) -> int:
         """Changes of the item log up to this number are inside; 0 = none is."""
-        return int(self.manifest["items_sequence"])
+        return int(self.manifest.get("items_sequence", 0))
 
 
 def list_releases(root: Path) -> list[int]:

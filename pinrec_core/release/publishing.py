@@ -97,7 +97,7 @@ def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Collected:
-    """What `collect` took away: releases, and how many folders that a killed export had left over."""
+    """What `collect` took away: releases, and how many files and folders that killed commands had left over."""
 
     releases: tuple[int, ...]
     leftovers: int
@@ -116,7 +116,10 @@ def collect(root: Path, keep: int) -> Collected:
             state = serving_state(root)
             used = {state.active, *state.open, state.previous}
         old = [number for number in list_releases(root)[:-keep] if number not in used]
-        leftovers = _remove_leftovers(root)
+        halves = list(root.glob(".serving.json.*"))  # of an activation that was killed while it wrote
+        for half in halves:
+            half.unlink()
+        leftovers = len(halves) + _remove_staging(root)
         for number in old:  # renamed first: what is half removed has no number
             nameless = tempfile.mkdtemp(prefix=_STAGING, dir=root)
             os.rename(root / str(number), nameless)
@@ -124,7 +127,7 @@ def collect(root: Path, keep: int) -> Collected:
         return Collected(tuple(old), leftovers)
 
 
-def _remove_leftovers(root: Path) -> int:
+def _remove_staging(root: Path) -> int:
     """Remove staging folders, unless a release is being written right now. Returns how many went."""
     try:
         with lock(root / _PUBLISHING, wait=False):

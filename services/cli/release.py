@@ -128,10 +128,10 @@ def rollback(root: Path, gateways: tuple[str, ...], wait_s: float, offline: bool
 @click.option("--keep", default=3, show_default=True, type=click.IntRange(min=1), help="How many of the newest stay.")
 @releases_option
 def gc(keep: int, root: Path) -> None:
-    """Remove old releases, and what killed exports left; never one that is active, open or the one to roll back to."""
+    """Remove old releases, and what killed commands left; never one that is active, open or the one to roll back to."""
     gone = releases.collect(root, keep)
     removed = ", ".join(map(str, gone.releases)) or "none"
-    click.echo(f"releases removed: {removed}; unfinished folders removed: {gone.leftovers}")
+    click.echo(f"releases removed: {removed}; leftovers removed: {gone.leftovers}")
 
 
 def _switch(root: Path, number: int, gateways: Sequence[str], wait_s: float) -> None:

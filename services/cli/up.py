@@ -129,7 +129,7 @@ def check(stack: Stack) -> None:
     """Raise InvalidRelease or InvalidConfig for what would only fail later, and less clearly."""
     if not (stack.releases / "serving.json").is_file():
         numbers = list_releases(stack.releases)
-        hint = f"`pinrec release activate {numbers[-1]}`" if numbers else "`pinrec export`"
+        hint = f"`pinrec release activate {numbers[-1]} --offline`" if numbers else "`pinrec export`"
         raise InvalidConfig(f"--releases has value {str(stack.releases)!r}, where no release is active: {hint} first")
     serving_state(stack.releases)
     if not is_free(stack.host, 0):

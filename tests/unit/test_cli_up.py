@@ -47,7 +47,7 @@ def stack(releases) -> Stack:
 
 
 def test_no_active_release_says_which_to_activate(releases, tmp_path):
-    with pytest.raises(InvalidConfig, match=r"no release is active: `pinrec release activate 1` first"):
+    with pytest.raises(InvalidConfig, match=r"no release is active: `pinrec release activate 1 --offline` first"):
         check(Stack(releases, tmp_path, None))
     with pytest.raises(InvalidConfig, match=r"no release is active: `pinrec export` first"):
         check(Stack(tmp_path / "empty", tmp_path, None))
