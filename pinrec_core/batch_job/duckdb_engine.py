@@ -15,11 +15,13 @@ import duckdb
 import pyarrow as pa
 from tqdm import tqdm
 
-from pinrec_core.batch_job.definition import FUNCTIONS, NUM_BUCKETS, ORDER, counted
+from pinrec_core.batch_job.definition import FUNCTIONS, ORDER, counted
 from pinrec_core.batch_job.engine import EVENTS, LOG, VIEW_COLUMNS, Counted
 from pinrec_core.batch_job.event_partitions import EventFolder, EventPartition
 from pinrec_core.errors import InvalidData
 
+_OPTIONAL = "SELECT CAST(NULL AS UBIGINT) AS event_id, CAST(NULL AS STRING) AS text WHERE false"
+"""Columns that files of one day may lack while others have them."""
 _COLUMNS = ", ".join(VIEW_COLUMNS)
 
 
@@ -34,8 +36,9 @@ class DuckDBEngine:
         except duckdb.Error as error:
             raise InvalidData(f"DuckDB cannot start: {_first_line(error)}") from error
         self._progress = progress
+        how = {"type": "arrow", "null_handling": "special"}  # nulls are theirs to handle, as in Spark
         for name, (function, arguments) in FUNCTIONS.items():
-            self._database.create_function(name, _over_arrays(function), list(arguments), "BIGINT", type="arrow")
+            self._database.create_function(name, _over_arrays(function), list(arguments), "BIGINT", **how)
 
     def __enter__(self) -> DuckDBEngine:
         return self
@@ -57,7 +60,8 @@ class DuckDBEngine:
             try:
                 self._database.execute(
                     f"CREATE OR REPLACE TEMP VIEW {LOG} AS SELECT * FROM read_parquet({files!r}, "
-                    "union_by_name = true, hive_partitioning = true, hive_types_autocast = false)"
+                    "union_by_name = true, hive_partitioning = true, hive_types_autocast = false) "
+                    f"UNION ALL BY NAME {_OPTIONAL}"
                 )
                 self._database.execute(f"{how} {cleaned}")
             except duckdb.Error as error:
@@ -71,8 +75,9 @@ class DuckDBEngine:
     def write(self, view: str, previous: Sequence[Path], out: Path) -> None:
         """See `Engine`."""
         self._database.execute(f"CREATE VIEW events AS SELECT {_COLUMNS} FROM cleaned WHERE fate IS NULL")
-        for number in tqdm(range(NUM_BUCKETS), desc="histories", unit="bucket", disable=not self._progress):
-            bucket = f"{number:03}"
+        buckets = {bucket for (bucket,) in self._database.execute("SELECT DISTINCT bucket FROM events").fetchall()}
+        buckets |= {path.parent.name.removeprefix("bucket=") for path in previous}
+        for bucket in tqdm(sorted(buckets), desc="histories", unit="bucket", disable=not self._progress):
             source = f"SELECT * FROM events WHERE bucket = '{bucket}'"
             files = [str(path) for path in previous if path.parent.name == f"bucket={bucket}"]
             if files:
@@ -100,4 +105,4 @@ def _over_arrays(function: Callable[..., pa.Array]) -> Callable[..., pa.Array]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return next(line for line in str(error).splitlines() if line.strip())

@@ -141,8 +141,8 @@ def _load(
     engine: Engine, folder: EventFolder, partitions: Sequence[EventPartition], options: JobOptions
 ) -> list[Counted]:
     """Read the partitions and hold every row to the contract."""
-    now_ms = time.time_ns() // 1_000_000
-    latest = {p.day: latest_ms(p.day) if p.day else options.until_ms or now_ms for p in partitions}
+    until_ms = time.time_ns() // 1_000_000 if options.until_ms is None else options.until_ms
+    latest = {p.day: latest_ms(p.day) if p.day else until_ms for p in partitions}
     columns = folder.columns(partitions)
     engine.load(folder, partitions, cleaned(LOG, columns, latest, folder.facts.actions))
     counts = engine.counted()
