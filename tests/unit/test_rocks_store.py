@@ -1,6 +1,7 @@
 """The RocksDB store when things go wrong: damage, a full disk, a lost tail; and its copies."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,39 @@ def test_a_log_cut_back_to_what_was_synced_keeps_every_acknowledged_event(folder
             assert items(reopened) == sorted([*expected, *(item_id + 100 for item_id in expected)])
             reopened.close()
     store.close()
+
+
+_APPENDS_AND_SAYS_SO = """
+import os, sys
+from pathlib import Path
+from pinrec_core.schema import ItemType
+from pinrec_core.signals.events import Event
+from pinrec_core.signals.realtime import RocksHistoryStore
+store = RocksHistoryStore(Path(sys.argv[1]))
+for item_id in range(5):
+    store.append([Event(1, item_id, ItemType.PIN, "save", "home", 1_000 + item_id)])
+    os.write(1, b"acknowledged")
+"""
+
+
+def test_the_log_is_synced_between_each_write_and_its_acknowledgement(folder, tmp_path, requires_program):
+    """By the system calls themselves: a process killed keeps its page cache, a machine without power does not."""
+    requires_program("strace")
+    trace = tmp_path / "trace"
+    strace = ["strace", "-f", "-y", "-e", "trace=write,pwrite64,writev,fsync,fdatasync", "-o", str(trace)]
+    subprocess.run([*strace, sys.executable, "-c", _APPENDS_AND_SAYS_SO, str(folder)], check=True, capture_output=True)
+    calls = [call for line in trace.read_text().splitlines() if (call := call_of(line))]
+    first, last = calls.index("acknowledge"), len(calls) - calls[::-1].index("acknowledge")
+    assert calls[first - 2 : last] == ["write", "sync", "acknowledge"] * 5
+
+
+def call_of(line):
+    """What a line of the trace does to the log or says on standard output; None for anything else."""
+    if '"acknowledged"' in line:
+        return "acknowledge"
+    if re.search(r"write\w*\(\d+<[^>]*\.log>", line):
+        return "write"
+    return "sync" if re.search(r"f(data)?sync\(\d+<[^>]*\.log>\) += 0", line) else None
 
 
 def test_damage_inside_the_log_is_said_at_opening_and_hides_no_event(folder):

@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from pinrec_core.errors import InvalidConfig, Unavailable
 from pinrec_core.signals.events import Event, with_event_ids
@@ -43,7 +43,7 @@ class RedisHistoryStore:
         try:
             self._redis = Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
         except ValueError as error:
-            raise InvalidConfig(f"store has value {url!r}; allowed: redis://host:port/db ({error})") from error
+            raise InvalidConfig(f"store's address: {error}; allowed: redis://host:port/db") from error
         with _unavailable("realtime view cannot be opened"):
             self._redis.ping()
             if durable:
@@ -96,7 +96,12 @@ class RedisHistoryStore:
 
     def _check_durable(self) -> None:
         """Redis syncs its log by its own settings, Kvrocks RocksDB's by another; neither has the other's."""
-        says = {name: self._setting(name) for name in ("appendonly", "appendfsync", "rocksdb.write_options.sync")}
+        try:
+            says = {name: self._setting(name) for name in ("appendonly", "appendfsync", "rocksdb.write_options.sync")}
+        except ResponseError as error:
+            raise InvalidConfig(
+                "the store does not say whether it syncs before it acknowledges: allow its user CONFIG GET"
+            ) from error
         is_durable = (says["appendonly"], says["appendfsync"]) == ("yes", "always")
         if not is_durable and says["rocksdb.write_options.sync"] != "yes":
             raise InvalidConfig(
