@@ -13,7 +13,7 @@ from pinrec_core import release as releases
 from pinrec_core.errors import InvalidRelease, InvalidRequest
 from pinrec_core.release import Release, ServingState, list_releases, open_release, serving_state
 from services.cli.options import releases_option
-from services.cli.switch import RemoteGateway, switch
+from services.cli.switch import RemoteGateway, Switch
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 NUMBER = click.argument("number", type=click.IntRange(min=1))
@@ -137,7 +137,7 @@ def gc(keep: int, root: Path) -> None:
 def _switch(root: Path, number: int, gateways: Sequence[str], wait_s: float) -> None:
     if not (root / "serving.json").exists():
         raise InvalidRequest("--offline", False, "true for the first release, which no gateway serves yet")
-    switch(root, number, [RemoteGateway(address) for address in gateways], wait_s, click.echo)
+    Switch(root, [RemoteGateway(address) for address in gateways], wait_s, click.echo).to(number)
 
 
 def _state(root: Path) -> ServingState | None:

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from pinrec_core.errors import PinrecError, ReleaseRefused, Unavailable
 from pinrec_core.release import ServingState, activation_lock, open_release, serving_state, write_serving_state
 from pinrec_core.release.serving import switched
+from pinrec_core.serving.open_releases import yield_the_cores
 from services.common.client import connect
 from services.proto.releases_pb2 import (
     GetReleaseStatusRequest,
@@ -63,48 +66,70 @@ class RemoteGateway:
         return reply
 
 
-def switch(
-    root: Path, number: int, gateways: Sequence[Gateway], wait_s: float, say: Callable[[str], None]
-) -> ServingState:
-    """Serve release `number` and close the one before. `wait_s` bounds each wait; `say` is told each step.
+@dataclass(frozen=True)
+class Switch:
+    """Changes which release under `root` is served. `wait_s` bounds each wait; `say` is told each step."""
 
-    Raises InvalidRelease or ReleaseRefused if the old release stays active; Unavailable if a gateway does not follow,
-    which the same call again completes; ReleasesLocked.
-    """
-    with activation_lock(root):
-        opened = open_release(root, number, verify=True)
-        say(f"release {number} is whole: {len(opened.manifest['files'])} files fit their checksums")
-        for gateway in gateways:
-            gateway.status()
-        state = serving_state(root)
-        if not {*state.open} <= {state.active, number}:  # left by a switch that was interrupted
-            state = _settled(root, state, gateways, wait_s, say)
-        if state.active != number:
-            _try(root, state, number, gateways, wait_s, say)
-            state = switched(state, number)
-            write_serving_state(root, state)
-            say(f"release {number} is active")
-        return _settled(root, state, gateways, wait_s, say)
+    root: Path
+    gateways: Sequence[Gateway]
+    wait_s: float
+    say: Callable[[str], None]
 
+    def to(self, number: int) -> ServingState:
+        """Serve release `number` and close the one before.
 
-def _try(
-    root: Path,
-    state: ServingState,
-    number: int,
-    gateways: Sequence[Gateway],
-    wait_s: float,
-    say: Callable[[str], None],
-) -> None:
-    """Have the release opened beside the active one and tried by every gateway; if it fails, closed again."""
-    write_serving_state(root, ServingState(state.active, (state.active, number), state.previous))
-    try:
-        for gateway in gateways:
-            say(_passed(gateway, gateway.try_release(number, wait_s)))
-    except BaseException as error:
-        write_serving_state(root, ServingState(state.active, (state.active,), state.previous))
-        if isinstance(error, PinrecError):
-            raise ReleaseRefused(f"release {number}: {error.message}; release {state.active} stays active") from error
-        raise
+        Raises InvalidRelease or ReleaseRefused if the old release stays active; Unavailable if a gateway does not
+        follow, which the same call again completes; ReleasesLocked.
+        """
+        with activation_lock(self.root):
+            self._verify(number)
+            for gateway in self.gateways:
+                gateway.status()  # each must answer before anything changes
+            state = serving_state(self.root)
+            if not {*state.open} <= {state.active, number}:  # left by a switch that was interrupted
+                state = self._settle(state)
+            if state.active != number:
+                self._try(state, number)
+                state = switched(state, number)
+                write_serving_state(self.root, state)
+                self.say(f"release {number} is active")
+            return self._settle(state)
+
+    def _verify(self, number: int) -> None:
+        """Hold every file to its checksum, at low priority: the stack may run on this machine."""
+        with ThreadPoolExecutor(1, initializer=yield_the_cores) as pool:
+            opened = pool.submit(open_release, self.root, number).result()
+        self.say(f"release {number} is whole: {len(opened.manifest['files'])} files fit their checksums")
+
+    def _try(self, state: ServingState, number: int) -> None:
+        """Have the release opened beside the active one and tried by every gateway; if it fails, closed again."""
+        write_serving_state(self.root, ServingState(state.active, (state.active, number), state.previous))
+        try:
+            for gateway in self.gateways:
+                self.say(_passed(gateway, gateway.try_release(number, self.wait_s)))
+        except BaseException as error:
+            write_serving_state(self.root, ServingState(state.active, (state.active,), state.previous))
+            if isinstance(error, PinrecError):
+                words = f"release {number}: {error.message}; release {state.active} stays active"
+                raise ReleaseRefused(words) from error
+            raise
+
+    def _settle(self, state: ServingState) -> ServingState:
+        """Close all but the active release, once no gateway admits or answers requests for another."""
+        deadline = time.monotonic() + self.wait_s
+        for gateway in self.gateways:
+            while lag := _lag(gateway, state.active):
+                if time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"{lag}; release {state.active} is active, {list(state.open)} stay open: "
+                        f"`pinrec release activate {state.active}` again completes the switch"
+                    )
+                time.sleep(LOOK_S)
+        settled = ServingState(state.active, (state.active,), state.previous)
+        if settled != state:
+            write_serving_state(self.root, settled)
+            self.say(f"closed: {', '.join(str(number) for number in state.open if number != state.active)}")
+        return settled
 
 
 def _passed(gateway: Gateway, tried: TryReleaseResponse) -> str:
@@ -117,32 +142,11 @@ def _passed(gateway: Gateway, tried: TryReleaseResponse) -> str:
     )
 
 
-def _settled(
-    root: Path, state: ServingState, gateways: Sequence[Gateway], wait_s: float, say: Callable[[str], None]
-) -> ServingState:
-    """Close all but the active release, once every gateway admits for it and the others' last requests have left."""
-    deadline = time.monotonic() + wait_s
-    for gateway in gateways:
-        while lag := _lag(gateway, state.active):
-            if time.monotonic() > deadline:
-                raise Unavailable(
-                    f"{lag}; release {state.active} is active, {list(state.open)} stay open: "
-                    f"`pinrec release activate {state.active}` again completes the switch"
-                )
-            time.sleep(LOOK_S)
-    settled = ServingState(state.active, (state.active,), state.previous)
-    if settled != state:
-        write_serving_state(root, settled)
-        closed = sorted({*state.open} - {state.active})
-        say(f"closed: {', '.join(map(str, closed))}")
-    return settled
-
-
 def _lag(gateway: Gateway, active: int) -> str:
     """What a gateway still has to do with other releases than the active one; empty if nothing."""
     try:
         status = gateway.status()
-    except Unavailable as error:
+    except PinrecError as error:
         return error.message
     if status.admitted != active:
         return f"{gateway.address} still admits requests for release {status.admitted}"

@@ -22,7 +22,7 @@ from pinrec_core.release import (
     write_serving_state,
 )
 from pinrec_core.schema import Vocabulary
-from services.cli.switch import switch
+from services.cli.switch import Switch
 from services.proto.releases_pb2 import GetReleaseStatusResponse, TryReleaseResponse
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ class FollowingGateway:
 
 def go(root, number, *gateways, wait_s=60.0):
     said = []
-    state = switch(root, number, gateways, wait_s, said.append)
+    state = Switch(root, gateways, wait_s, said.append).to(number)
     return state, said
 
 
@@ -158,7 +158,7 @@ def test_two_switches_at_once_are_refused(root):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from services.cli.switch import switch
+from services.cli.switch import Switch
 from tests.unit.test_switch import FollowingGateway
 
 root, step = Path(sys.argv[1]), int(sys.argv[2])
@@ -172,7 +172,7 @@ def dies(call):
     return maybe
 
 gateway.status, gateway.try_release = dies(gateway.status), dies(gateway.try_release)
-switch(root, 2, [gateway], 60.0, print)
+Switch(root, [gateway], 60.0, print).to(2)
 """
 
 
