@@ -1,7 +1,7 @@
 """The realtime view on a server that speaks the Redis protocol: past one machine, Apache Kvrocks (RocksDB behind it).
 
-A sorted set a user: the score is the event's time (exact up to 2^53 ms), the member its id in big-endian bytes and its
-row, so that the server's own order is ours: by time, then by id.
+A sorted set a user: the score is the event's time (exact up to 2^53 ms), the member its id in big-endian bytes, its
+time and its row, so that the server's own order is ours: by time, then by id.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from pinrec_core.signals.realtime.rows import StoredEvents, encode_row, stored_e
 
 KEY_PREFIX = "pinrec:events:"
 
-_EVENT_ID = struct.Struct(">Q")
+_KEY = struct.Struct(">Qq")
+"""event_id | timestamp_ms again: half the answer of a read, which then needs no scores."""
+
+_KEYS = np.dtype([("event_id", ">u8"), ("timestamp_ms", ">i8")])
 
 _TIMEOUT_S = 2.0
 """For a connection and for an answer; requests have less time than that."""
@@ -54,7 +57,7 @@ class RedisHistoryStore:
         members: dict[str, dict[bytes, int]] = {}
         for event in with_event_ids(events):
             of_user = members.setdefault(_key(event.user_id), {})
-            of_user[_EVENT_ID.pack(event.event_id) + encode_row(event)] = event.timestamp_ms
+            of_user[_KEY.pack(event.event_id, event.timestamp_ms) + encode_row(event)] = event.timestamp_ms
         with _unavailable("events could not be written"), self._redis.pipeline(transaction=True) as pipeline:
             for key, of_user in members.items():
                 pipeline.zadd(key, of_user)
@@ -65,17 +68,15 @@ class RedisHistoryStore:
         """See `HistoryStore`. One round trip."""
         with _unavailable("events could not be read"), self._redis.pipeline(transaction=False) as pipeline:
             for user_id in user_ids:
-                pipeline.zrevrangebyscore(_key(user_id), "+inf", since_ms, 0, limit, withscores=True)
-            found: list[list[tuple[bytes, float]]] = pipeline.execute()
-        found = [_each_once(of_user) for of_user in found]
-        members = [member for of_user in found for member, _ in of_user]
-        timestamps_ms = np.array([score for of_user in found for _, score in of_user], dtype=np.float64)
-        event_ids = np.frombuffer(b"".join([member[: _EVENT_ID.size] for member in members]), ">u8").astype(np.uint64)
+                pipeline.zrevrangebyscore(_key(user_id), "+inf", since_ms, 0, limit)
+            found = [_each_once(members) for members in pipeline.execute()]
+        members = [member for of_user in found for member in of_user]
+        keys = np.frombuffer(b"".join([member[: _KEY.size] for member in members]), _KEYS)
         return stored_events(
             [len(of_user) for of_user in found],
-            timestamps_ms.astype(np.int64),
-            event_ids,
-            [member[_EVENT_ID.size :] for member in members],
+            keys["timestamp_ms"].astype(np.int64),
+            keys["event_id"].astype(np.uint64),
+            [member[_KEY.size :] for member in members],
         )
 
     def expire(self, before_ms: int) -> int:
@@ -117,10 +118,10 @@ def _key(user_id: int) -> str:
     return f"{KEY_PREFIX}{user_id}"
 
 
-def _each_once(found: list[tuple[bytes, float]]) -> list[tuple[bytes, float]]:
-    """Rows newest first without those whose time and id the row before has: an id that came with other contents."""
-    keys = [(score, member[: _EVENT_ID.size]) for member, score in found]
-    return [row for row, key, before in zip(found, keys, [None, *keys], strict=False) if key != before]
+def _each_once(members: list[bytes]) -> list[bytes]:
+    """Members newest first, without a second one of an id and time: an event that came again with other contents."""
+    keys = [member[: _KEY.size] for member in members]
+    return [member for member, key, before in zip(members, keys, [b"", *keys], strict=False) if key != before]
 
 
 @contextmanager
