@@ -173,7 +173,7 @@ def test_opens_beside_a_served_release_at_low_priority(root):
     releases.wait()
     serve(root, 1, 1, 2)
     releases.wait()
-    assert nice_of == {1: os.getpriority(os.PRIO_PROCESS, 0), 2: 19}
+    assert nice_of == {1: os.getpriority(os.PRIO_PROCESS, 0), 2: 10}
     assert releases.get(2).number == 2
 
 
