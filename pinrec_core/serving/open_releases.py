@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -28,17 +27,17 @@ class Stage(Protocol):
 OpenStage = Callable[[Release], Stage]
 
 _NICE = 10
-"""A tenth of a contended core (Linux: 110 against 1,024). Weaker would hurt who serves: a thread that holds Python's lock
-and gets no core keeps it.
+"""A tenth of a contended core (Linux: 110 against 1,024). Not weaker: a thread that holds Python's lock and gets no core
+holds up the one that serves.
 """
 
 
 def yield_the_cores() -> None:
-    """Let this thread, and the threads that it starts, run when nothing else wants to. For its whole life: only root
-    may raise a priority again.
+    """Let this thread, and the threads that it starts, run when little else wants to; for its whole life, since only
+    root may raise a priority again.
     """
     if sys.platform == "linux":  # elsewhere a priority belongs to the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        os.nice(_NICE)
 
 
 class InlineExecutor(Executor):
