@@ -168,6 +168,7 @@ def _signals(stack: Stack) -> Process:
         *("--data", str(stack.signals_data)),
         *("--listen", address),
         *("--metrics-port", str(stack.signals_metrics_port)),
+        *("--items", f"{stack.host}:{stack.items_port}"),
     ]
     if stack.batch_view is not None:
         line += ["--batch-view", str(stack.batch_view)]

@@ -19,7 +19,7 @@ ALLOWED = {
     "base": set(),
     "model": set(),
     "items": {"model"},
-    "signals": {"items.fresh"},
+    "signals": set(),
     "batch_job": {"signals"},
     "retrieve": {"items.changes"},
     "data": {"items.content", "items.log", "model.inputs"},

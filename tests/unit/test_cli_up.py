@@ -94,6 +94,7 @@ def test_processes_in_order_with_their_addresses(stack, tmp_path, monkeypatch):
         *(sys.executable, "-m", "services.signals.server"),
         *("--releases", str(stack.releases), "--data", str(stack.signals_data)),
         *("--listen", signals_address, "--metrics-port", str(stack.signals_metrics_port)),
+        *("--items", f"127.0.0.1:{stack.items_port}"),
     ]
     assert list(items.command) == [
         *(sys.executable, "-m", "services.items.server"),
