@@ -9,11 +9,15 @@ import pytest
 
 from pinrec_core.codec import dequantize
 from pinrec_core.config import config_from_dict
+from pinrec_core.data.carry import carry_items
 from pinrec_core.data.dataset import open_dataset
 from pinrec_core.errors import InvalidData
+from pinrec_core.items.log import Item, ItemLog, read_items
+from pinrec_core.items.vectors import ItemVectors
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import open_release
 from pinrec_core.retrieve.index import open_index
+from pinrec_core.retrieve.live_index import LiveIndex
 from pinrec_core.train.export import export, fingerprint
 
 CONFIG = config_from_dict(
@@ -101,3 +105,42 @@ def test_the_fingerprint_follows_the_item_embedder_only(first):
     assert twin.id_embedding is not None
     twin.id_embedding.table.weight.data[0] += 1
     assert fingerprint(twin) != fingerprint(model)
+
+
+def test_items_of_the_log_are_carried(first):
+    """Item 20 is new and says what item 3 says, item 5 says something else now, item 2 is gone."""
+    root, dataset, model, before = first
+    log = ItemLog(root / "items", now_us=lambda: 1_000)
+    same_text = "maple tree number d"
+    log.put([Item(20, same_text, "Twenty"), Item(5, "brass lantern"), Item(2, deleted=True), Item(77, deleted=True)])
+    carried = carry_items(dataset, read_items(root / "items"))
+    log.close()
+    release = open_release(root / "releases", export(model, carried, root / "releases"))
+    assert (release.items_sequence, before.items_sequence) == (1_003, 0)
+    assert release.items.ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 20]
+    np.testing.assert_array_equal(release.items.content[8], before.items.content[3])
+    np.testing.assert_array_equal(release.items.content[2], before.items.content[2])  # histories still need it
+    assert (release.items.content[5] != before.items.content[5]).any()
+    assert 2 in before.popular
+    assert not {2, 77} & set(release.popular.ravel().tolist())
+    assert carried.titles[20] == "Twenty"
+    [(found, _)] = open_index(release.path / "index").search(np.ones((1, 8), np.float32), [100])
+    assert sorted(found.tolist()) == [0, 1, 3, 4, 5, 6, 7, 20]
+
+
+def test_a_carried_item_has_the_vector_that_was_told_before(first):
+    """What the item service makes of an item for release 1, and what the next release's index holds of it."""
+    root, dataset, model, before = first
+    item = Item(20, "pine tree, quite new")
+    [changes] = ItemVectors.open(before).run([[item, Item(2, deleted=True)]])
+    assert changes.deleted.tolist() == [False, True]
+    assert not changes.vectors[1].any()
+    release = open_release(root / "releases", export(model, carry_items(dataset, [item]), root / "releases"))
+    queries = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    live = LiveIndex(open_index(before.path / "index"))
+    live.apply(changes)
+    for (ids, scores), (live_ids, live_scores) in zip(
+        open_index(release.path / "index").search(queries, [9] * 4), live.search(queries, [9] * 4), strict=True
+    ):
+        assert [one for one in ids.tolist() if one != 2] == live_ids.tolist()
+        np.testing.assert_allclose(scores[ids != 2], live_scores, atol=1e-5)

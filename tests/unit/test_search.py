@@ -14,6 +14,7 @@ from pinrec_core.config import Config, ModelConfig, RetrieveConfig
 from pinrec_core.errors import InvalidRelease, InvalidRequest
 from pinrec_core.generate.budget import allocate, normalize
 from pinrec_core.generate.compress import allocate_to_embeddings
+from pinrec_core.items.changes import ItemChanges
 from pinrec_core.messages import RetrieveInput
 from pinrec_core.release import ReleaseFacts, open_release, publish
 from pinrec_core.retrieve.index import FlatIndex, build_index
@@ -203,6 +204,18 @@ def test_a_bad_request_fails_alone(circle, case):
     assert first.candidate_ids.tolist() == last.candidate_ids.tolist() == [5, 4] or {5} < {
         *first.candidate_ids.tolist()
     }
+
+
+def test_new_items_are_served_and_deleted_ones_neither_found_nor_filled_in(tmp_path):
+    retriever = Retriever.open(publish_release(tmp_path, np.arange(36), at(*range(0, 360, 10)), circle_popular()))
+    vectors = np.concatenate([at(104), np.zeros((3, 2), np.float32)])
+    no_content = np.zeros((4, 1), np.int8), np.zeros(4, np.float32)
+    retriever.index.apply(
+        ItemChanges(np.array([500, 10, 12, 30]), np.array([False, True, True, True]), vectors, *no_content)
+    )
+    assert answer(retriever, ask([103], [4], [0])) == [(500, 0, 0), (11, 0, 0), (9, 0, 0), (8, 0, 0)]
+    # Nothing was generated: of home's list 12 and 30 are gone, so that of all surfaces follows: 31, 32.
+    assert answer(retriever, ask([], [], [], counts=[2, 0, 0])) == [(31, 0, -1), (32, 0, -1)]
 
 
 class RecordedIndex(LiveIndex):
