@@ -27,8 +27,8 @@ class Stage(Protocol):
 OpenStage = Callable[[Release], Stage]
 
 _NICE = 10
-"""A tenth of a contended core (Linux: 110 against 1,024). Not weaker: a thread that gets no core while it holds Python's
-lock holds up the one that serves.
+"""A tenth of a contended core (Linux: 110 against 1,024). Not weaker: a thread that holds Python's lock and gets no
+core holds up the one that serves.
 """
 
 
