@@ -37,6 +37,7 @@ VERBS = {
     "demo": Verb("services.cli.demo", "The whole story on one machine, told with the other verbs."),
     "recommend": Verb("services.cli.recommend", "Ask for one user's candidates and print them."),
     "events": Verb("services.cli.events", "Append events to a user's history, or look at it."),
+    "signals": Verb("services.cli.signals", "Look at, back up and restore the realtime view."),
     "items": Verb("services.cli.items", "Add items to what is served, or delete them."),
 }
 """In the order in which one needs them; each module has a click command of the verb's name."""

@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry
 
 from services.cli.main import main
 from services.common.errors import STATUS_OF
-from services.common.metrics import GatewayMetrics, ItemsMetrics, RpcMetrics, SignalsMetrics
+from services.common.metrics import GatewayMetrics, IngestMetrics, ItemsMetrics, RpcMetrics, SignalsMetrics
 from services.gateway import server as gateway
+from services.ingest import kafka
 from services.items import server as items
 from services.proto import candidates_pb2
 from services.signals import server as signals
@@ -112,12 +113,14 @@ def test_relative_links_resolve(page):
 # --- command lines in fenced blocks ---
 
 
-PROGRAM = re.compile(r"(?:\$ )?(?:\.venv/bin/)?(pinrec|python -m services\.(?:gateway|signals|items)\.server) (.*)")
+SERVER = r"python -m services\.(?:(?:gateway|signals|items)\.server|ingest\.kafka)"
+PROGRAM = re.compile(rf"(?:\$ )?(?:\.venv/bin/)?(pinrec|{SERVER}) (.*)")
 ROOTS = {
     "pinrec": main,
     "python -m services.gateway.server": gateway.main,
     "python -m services.signals.server": signals.main,
     "python -m services.items.server": items.main,
+    "python -m services.ingest.kafka": kafka.main,
 }
 
 
@@ -174,7 +177,7 @@ def test_the_client_page_names_every_field_and_status_code():
 
 def test_the_operations_page_names_every_metric():
     registry = CollectorRegistry()
-    for metrics in (RpcMetrics, GatewayMetrics, SignalsMetrics, ItemsMetrics):
+    for metrics in (RpcMetrics, GatewayMetrics, SignalsMetrics, ItemsMetrics, IngestMetrics):
         metrics(registry)
     text = (ROOT / "docs" / "sre.md").read_text()
     names = {m.name + ("_total" if m.type == "counter" else "") for m in registry.collect()}

@@ -18,7 +18,7 @@ from pinrec_core.text_encoder import TextEncoder
 from services.cli.events import parse_time
 from services.cli.main import main
 from services.common.server import ServerOptions
-from services.signals.server import SignalService
+from services.signals.server import SignalService, SignalsOptions
 
 VOCABULARY = Vocabulary(
     positive_actions=("save",), actions=("save", "search"), surfaces=("home", "search"), search_surfaces=("search",)
@@ -60,16 +60,15 @@ def signals(tmp_path, releases):
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=60)
 
     async def start():
-        options = ServerOptions("localhost:0")
-        service = SignalService(releases, tmp_path / "rocksdb", None, options, CollectorRegistry())
-        await service.server.start()
-        await service.releases.settle()
+        options = SignalsOptions(releases, str(tmp_path / "rocksdb"))
+        service = SignalService(options, ServerOptions("localhost:0"), CollectorRegistry())
+        await service.start()
         return service
 
     service = on_loop(start())
     yield f"localhost:{service.server.port}"
     on_loop(service.server.drain())
-    service.servicer.close()
+    on_loop(service.close())
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
