@@ -1,0 +1,92 @@
+"""Items added to and deleted from a running stack: in the next answers, in histories, and still so after a restart."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+import pytest
+
+from services.cli.up import serves
+from services.proto import items_pb2, signals_pb2
+from services.proto.candidates_pb2 import GetCandidatesRequest
+from services.proto.candidates_pb2_grpc import CandidateServiceStub
+from services.proto.items_pb2_grpc import ItemServiceStub
+from services.proto.signals_pb2_grpc import SignalServiceStub
+from tests.conftest import eventually, quiet_environment, up_command
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+NEW = 5_000_000_000
+
+
+@dataclass
+class Running:
+    """Stubs of a running stack."""
+
+    candidates: CandidateServiceStub
+    signals: SignalServiceStub
+    items: ItemServiceStub
+
+    def everything(self) -> set[int]:
+        """All items that one request can be given."""
+        request = GetCandidatesRequest(
+            user_id=-1, surface="home", budget={"save": 0.5, "click": 0.5}, num_candidates=320, include_seen=True
+        )
+        return {candidate.item_id for candidate in self.candidates.GetCandidates(request, timeout=30).candidates}
+
+    def content_scale(self, user_id: int) -> float:
+        """Of the newest event in a user's history: 0 = it has no content."""
+        asked = signals_pb2.GetHistoriesRequest(
+            release=1, requests=[signals_pb2.HistoryRequest(user_id=user_id, surface=1)]
+        )
+        [history] = self.signals.GetHistories(asked, timeout=30).histories
+        return float(np.frombuffer(history.content_scale, "<f4")[-1])
+
+
+@contextmanager
+def running(stack, log) -> Iterator[Running]:
+    """`pinrec up`; it must end without a traceback."""
+    with log.open("a") as file:
+        up = subprocess.Popen(up_command(stack), env=quiet_environment(), stdout=file, stderr=file)
+    try:
+        assert eventually(lambda: up.poll() is not None or serves(f"{stack.host}:{stack.gateway_port}"))
+        assert up.poll() is None, log.read_text()[-5_000:]
+        with ExitStack() as channels:
+            gateway, signals, items = (
+                channels.enter_context(grpc.insecure_channel(f"{stack.host}:{port}"))
+                for port in (stack.gateway_port, stack.signals_port, stack.items_port)
+            )
+            yield Running(CandidateServiceStub(gateway), SignalServiceStub(signals), ItemServiceStub(items))
+        up.terminate()
+        assert up.wait(timeout=60) == 0
+        assert "Traceback" not in log.read_text()
+    finally:
+        up.terminate()
+        up.wait()
+
+
+def test_items_come_and_go_and_a_restart_changes_nothing(world, on_free_ports, tmp_path):
+    stack = on_free_ports(world.releases, tmp_path / "signals", world.batch_view)
+    log = tmp_path / "up.log"
+    with running(stack, log) as first:
+        before = first.everything()
+        gone = sorted(before)[:3]
+        added = items_pb2.AddItemsRequest(items=[items_pb2.Item(item_id=NEW, text="mossy brass lantern")])
+        first.items.AddItems(added, timeout=30)
+        assert eventually(lambda: NEW in first.everything())
+        first.items.DeleteItems(items_pb2.DeleteItemsRequest(item_ids=gone), timeout=30)
+        assert eventually(lambda: not first.everything() & set(gone))
+        assert all(first.everything() == (before | {NEW}) - set(gone) for _ in range(20))
+        event = signals_pb2.Event(
+            user_id=-2, item_id=NEW, item_type="pin", action="save", surface="home", timestamp_ms=1_800_000_000_000
+        )
+        first.signals.AppendEvents(signals_pb2.AppendEventsRequest(events=[event]), timeout=30)
+        assert eventually(lambda: first.content_scale(-2) > 0)
+    with running(stack, log) as second:
+        assert second.everything() == (before | {NEW}) - set(gone), "from the first answer on"
+        assert eventually(lambda: second.content_scale(-2) > 0)
