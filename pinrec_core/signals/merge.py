@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+_NEVER_MS = np.iinfo(np.int64).max
 _DTYPES = (np.int64, np.uint8, np.int32, np.int32, np.int64, np.uint64)
 
 
@@ -58,7 +59,7 @@ def merge_users(batch: OwnedRows, realtime: OwnedRows) -> tuple[OwnedRows, NDArr
         return batch, np.zeros(len(batch.owners), dtype=bool)
     newer = OwnedRows(take(realtime.rows, fresh), realtime.owners[fresh])
     joined, owners = concatenate(batch.rows, newer.rows), np.concatenate([batch.owners, newer.owners])
-    oldest_ms = np.full(int(owners.max()) + 1, np.iinfo(np.int64).max)
+    oldest_ms = np.full(int(owners.max()) + 1, _NEVER_MS)
     np.minimum.at(oldest_ms, newer.owners, newer.rows.timestamps_ms)
     is_mixed = joined.timestamps_ms >= oldest_ms[owners]
     mixed = np.flatnonzero(is_mixed)
@@ -95,6 +96,7 @@ def _fresh(batch: OwnedRows, realtime: OwnedRows) -> NDArray[np.int64]:
     owners = np.concatenate([batch.owners[held], realtime.owners])
     event_ids = np.concatenate([batch.rows.event_ids[held], realtime.rows.event_ids])
     order = np.lexsort((event_ids, owners))  # stable: of equal ones the batch view's first, then the oldest
+    owners, event_ids = owners[order], event_ids[order]
     is_first = np.ones(len(order), dtype=bool)
-    is_first[1:] = (np.diff(owners[order]) != 0) | (np.diff(event_ids[order]) != 0)
+    is_first[1:] = (owners[1:] != owners[:-1]) | (event_ids[1:] != event_ids[:-1])
     return np.sort(order[is_first & (order >= len(held))]) - len(held)
