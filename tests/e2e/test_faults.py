@@ -1,6 +1,6 @@
 """Processes that are killed and come back: nothing acknowledged is lost or doubled, nothing stays behind.
 
-The three processes are started one by one here; `pinrec up`, which lets one death end all, has its own tests.
+The processes are started one by one here; `pinrec up`, which lets one death end all, has its own tests.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 @dataclass(frozen=True)
 class Parts:
-    """The three processes and a client of each service."""
+    """The processes, and a client of the services that one asks."""
 
     stack: Stack
     signals: Part
@@ -161,9 +161,9 @@ def parts(trained, on_free_ports, tmp_path_factory) -> Iterator[Parts]:
     shutil.copytree(trained.releases, folder / "releases")
     write_serving_state(folder / "releases", ServingState(1, (1,)))
     stack = on_free_ports(folder / "releases", folder / "signals", trained.batch_view)
-    signals, triton, gateway = (Part(each, folder / f"{each.name}.log") for each in processes(stack))
+    signals, items, triton, gateway = started = [Part(each, folder / f"{each.name}.log") for each in processes(stack)]
     try:
-        for part in (signals, triton, gateway):
+        for part in started:
             part.start()
         with ExitStack() as channels:
             to_gateway, to_signals = (
@@ -172,11 +172,11 @@ def parts(trained, on_free_ports, tmp_path_factory) -> Iterator[Parts]:
             )
             stubs = CandidateServiceStub(to_gateway), SignalServiceStub(to_signals)
             yield Parts(stack, signals, triton, gateway, *stubs)
-        codes = {part.process.name: part.end(signal.SIGTERM) for part in (gateway, triton, signals)}
-        assert codes == {"gateway": 0, "triton": 0, "signals": 0}
-        assert not commands_of(gateway.sessions + triton.sessions + signals.sessions)
+        codes = {part.process.name: part.end(signal.SIGTERM) for part in (gateway, triton, items, signals)}
+        assert codes == {"gateway": 0, "triton": 0, "items": 0, "signals": 0}
+        assert not commands_of([session for part in started for session in part.sessions])
     finally:
-        for pid in commands_of(gateway.sessions + triton.sessions + signals.sessions):
+        for pid in commands_of([session for part in started for session in part.sessions]):
             os.kill(pid, signal.SIGKILL)
 
 
