@@ -143,7 +143,7 @@ def assert_parses(program: str, arguments: str) -> None:
     given, rest, _ = command.make_parser(context).parse_args(list(words))
     assert not rest, f"left over: {rest}"
     needed = [p for p in command.params if p.required and not p.envvar]
-    assert all(isinstance(given.get(p.name), str) for p in needed), f"needed: {[p.name for p in needed]}"
+    assert all(isinstance(given.get(p.name), str | tuple) for p in needed), f"needed: {[p.name for p in needed]}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
