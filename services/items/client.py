@@ -32,8 +32,8 @@ _CHANNEL_OPTIONS = [
 ]
 
 _STARTER = ThreadPoolExecutor(1, "items-starter")
-"""Starts the followers. A thread has the priority of the one that starts it, and a release beside a served one is opened
-at low priority; its follower, which shares a lock with the searches, must run at full. The first release opens alone.
+"""Starts the followers. A thread has the priority of its starter, and a release beside a served one is opened at low
+priority; its follower, which shares a lock with the searches, must run at full. The first release opens alone.
 """
 
 log = logging.getLogger(__name__)
