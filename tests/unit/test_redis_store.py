@@ -64,6 +64,23 @@ def test_a_server_killed_keeps_every_acknowledged_event(start_redis, tmp_path):
     restarted.close()
 
 
+def test_a_server_that_hangs_costs_one_read_its_time_and_the_next_none(start_redis, monkeypatch):
+    url = start_redis()
+    store = open_store(url)
+    store.append([pin(1)])
+    with Redis.from_url(url) as client:
+        pid = client.info("server")["process_id"]
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(Unavailable, match=r"^events could not be read: TimeoutError$"):
+        items(store)
+    os.kill(pid, signal.SIGCONT)
+    with pytest.raises(Unavailable, match=r"^events could not be read: TimeoutError$"):
+        items(store)
+    monkeypatch.setattr(store, "_next_read_s", 0.0)  # as when the second is over
+    assert items(store) == [1]
+    store.close()
+
+
 def test_what_is_no_server_is_said():
     with pytest.raises(Unavailable, match=r"^realtime view cannot be opened: ConnectionError$"):
         open_store("redis://localhost:1/0")

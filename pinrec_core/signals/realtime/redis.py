@@ -7,6 +7,7 @@ time and its row, so that the server's own order is ours: by time, then by id.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -14,7 +15,9 @@ from typing import cast
 
 import numpy as np
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
+from redis.retry import Retry
 
 from pinrec_core.errors import InvalidConfig, Unavailable
 from pinrec_core.signals.events import Event, with_event_ids
@@ -27,8 +30,14 @@ _KEY = struct.Struct(">Qq")
 
 _KEYS = np.dtype([("event_id", ">u8"), ("timestamp_ms", ">i8")])
 
-_TIMEOUT_S = 2.0
-"""For a connection and for an answer; requests have less time than that."""
+_WRITE_TIMEOUT_S = 2.0
+"""For a connection and for an answer, of writes and all else that may take long."""
+
+_READ_TIMEOUT_S = 0.1
+"""A history waits no longer: without the store it still has the batch view."""
+
+_SILENT_S = 1.0
+"""So long a server that did not answer a read is asked no other."""
 
 _PIECE = 500
 """Users whose old events one round trip of `expire` drops."""
@@ -44,9 +53,10 @@ class RedisHistoryStore:
         store need not be `durable`, for a server that would acknowledge a write before it is on disk.
         """
         try:
-            self._redis = Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+            self._redis, self._reader = (_client(url, timeout_s) for timeout_s in (_WRITE_TIMEOUT_S, _READ_TIMEOUT_S))
         except ValueError as error:
             raise InvalidConfig(f"store's address: {error}; allowed: redis://host:port/db") from error
+        self._next_read_s = 0.0
         with _unavailable("realtime view cannot be opened"):
             self._redis.ping()
             if durable:
@@ -66,10 +76,16 @@ class RedisHistoryStore:
 
     def read(self, user_ids: Sequence[int], since_ms: int, limit: int) -> StoredEvents:
         """See `HistoryStore`. One round trip."""
-        with _unavailable("events could not be read"), self._redis.pipeline(transaction=False) as pipeline:
+        with _unavailable("events could not be read"), self._reader.pipeline(transaction=False) as pipeline:
+            if time.monotonic() < self._next_read_s:
+                raise TimeoutError
             for user_id in user_ids:
                 pipeline.zrevrangebyscore(_key(user_id), "+inf", since_ms, 0, limit)
-            found = [_each_once(members) for members in pipeline.execute()]
+            try:
+                found = [_each_once(members) for members in pipeline.execute()]
+            except TimeoutError:
+                self._next_read_s = time.monotonic() + _SILENT_S
+                raise
         members = [member for of_user in found for member in of_user]
         keys = np.frombuffer(b"".join([member[: _KEY.size] for member in members]), _KEYS)
         return stored_events(
@@ -94,6 +110,7 @@ class RedisHistoryStore:
     def close(self) -> None:
         """See `HistoryStore`."""
         self._redis.close()
+        self._reader.close()
 
     def _check_durable(self) -> None:
         """Redis syncs its log by its own settings, Kvrocks RocksDB's by another; neither has the other's."""
@@ -112,6 +129,12 @@ class RedisHistoryStore:
 
     def _setting(self, name: str) -> str | None:
         return cast("Mapping[str, str]", self._redis.config_get(name)).get(name)
+
+
+def _client(url: str, timeout_s: float) -> Redis:
+    """A connection that the server closed meanwhile is opened again at once, once."""
+    retry = Retry(NoBackoff(), retries=1, supported_errors=(ConnectionError,))
+    return Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry)
 
 
 def _key(user_id: int) -> str:
