@@ -134,7 +134,9 @@ class SignalFetcher:
             events.timestamps_ms,
             events.event_ids,
         )
-        return OwnedRows(take(newest_first, slice(None, None, -1)), _owners(events.offsets[1:] - events.offsets[:-1])[::-1])
+        return OwnedRows(
+            take(newest_first, slice(None, None, -1)), _owners(events.offsets[1:] - events.offsets[:-1])[::-1]
+        )
 
     def _with_queries(
         self, merged: OwnedRows, is_realtime: NDArray[np.bool_], batch: Sequence[FetchSignalsInput]
