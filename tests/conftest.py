@@ -114,13 +114,13 @@ def trained(tmp_path_factory) -> Trained:
     """200 users, 300 items, three surfaces, four outcomes; one model, briefly trained, under two indexes."""
     import torch
 
+    from pinrec_core.batch_job.job import build_batch_view
     from pinrec_core.config import load_config
     from pinrec_core.data.dataset import open_dataset
     from pinrec_core.data.synthetic import SyntheticSpec, SyntheticWorld
     from pinrec_core.eval.evaluate import evaluate
     from pinrec_core.golden import add_golden
     from pinrec_core.model.pinrec import PinRec
-    from pinrec_core.batch_job.job import build_batch_view
     from pinrec_core.train.checkpoint import load_checkpoint
     from pinrec_core.train.export import export
     from pinrec_core.train.loop import train
