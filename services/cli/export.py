@@ -24,9 +24,9 @@ _NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
 )
 @click.option(
     "--items",
-    "item_log",
-    type=_FOLDER,
-    help="Folder of the item log (`--items-data` of `pinrec up`): added items go in, deleted ones stay out.",
+    "items",
+    metavar="DIR|HOST:PORT",
+    help="Item log (`--items-data` of `pinrec up`) or item service: added items go in, deleted ones stay out.",
 )
 @click.option(
     "--activate/--no-activate",
@@ -34,9 +34,7 @@ _NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
     show_default=True,
     help="Make it the release that is served; the one before stays open.",
 )
-def export(
-    run_dir: Path, data_dir: Path, releases: Path, id_shards: int, item_log: Path | None, activate: bool
-) -> None:
+def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, items: str | None, activate: bool) -> None:
     """Publish a trained model as the next release.
 
     Writes decoder weights, the ID embedding and its tables, the item table, popular lists, the text encoder and the
@@ -50,16 +48,16 @@ def export(
     from pinrec_core.data.carry import carry_items
     from pinrec_core.data.dataset import open_dataset
     from pinrec_core.golden import add_golden
-    from pinrec_core.items.log import read_items
     from pinrec_core.release import activate as activate_release
     from pinrec_core.train.checkpoint import load_checkpoint, load_metrics, note_other_data
     from pinrec_core.train.export import export as export_release
+    from services.items.listing import items_at
 
     model, config, fitted = load_checkpoint(run_dir)
     dataset = open_dataset(data_dir, config, fitted=fitted)
     note_other_data(run_dir, dataset)
-    if item_log is not None:
-        dataset = carry_items(dataset, read_items(item_log))
+    if items is not None:
+        dataset = carry_items(dataset, items_at(items))
     golden = partial(add_golden, titles=dataset.titles, request_time_ms=dataset.watermark_ms)
     number = export_release(model, dataset, releases, load_metrics(run_dir), id_shards, golden)
     click.echo(f"release {number} published under {releases}")

@@ -28,7 +28,7 @@ from services.common.releases import ServedReleases
 from services.common.server import GrpcServer, ServerOptions, configure_logging, server_options
 from services.items.client import pack_changes
 from services.items.validate import added_items, deleted_items
-from services.proto import items_pb2_grpc
+from services.proto import items_pb2, items_pb2_grpc
 from services.proto.items_pb2 import (
     AddItemsRequest,
     ChangeItemsResponse,
@@ -37,12 +37,18 @@ from services.proto.items_pb2 import (
     GetChangesResponse,
     GetItemStatusRequest,
     GetItemStatusResponse,
+    ItemState,
+    ListItemsRequest,
+    ListItemsResponse,
 )
 
 SERVICE = "pinrec.v1.ItemService"
 
 ITEMS_A_MESSAGE = 512
 """Most changes in one answer: about half a megabyte at 256 dimensions, embedded in a few milliseconds."""
+
+ITEMS_A_LISTING = 128
+"""Most items in one answer of ListItems: below 16 MB with the longest texts and 4,096 numbers each."""
 
 MAX_WAIT_MS = 10_000
 """A call of GetChanges is held no longer, whatever it asks for."""
@@ -90,6 +96,14 @@ class ItemServicer(items_pb2_grpc.ItemServiceServicer):  # type: ignore[misc]
             await self._wait_beyond(after, min(request.wait_ms, MAX_WAIT_MS) / 1_000)
         return await _run_in(self._embed, self._changes, vectors, after)
 
+    async def ListItems(  # noqa: N802  the name in the proto
+        self, request: ListItemsRequest, context: grpc.aio.ServicerContext
+    ) -> ListItemsResponse:
+        """Items in their newest state, as they were given."""
+        items = await _run_in(self._write, self._items.changes, request.after_sequence, ITEMS_A_LISTING + 1)
+        listed = [_state(item) for item in items[:ITEMS_A_LISTING]]
+        return ListItemsResponse(items=listed, more=len(items) > ITEMS_A_LISTING)
+
     async def GetItemStatus(  # noqa: N802  the name in the proto
         self, request: GetItemStatusRequest, context: grpc.aio.ServicerContext
     ) -> GetItemStatusResponse:
@@ -130,6 +144,11 @@ class ItemServicer(items_pb2_grpc.ItemServiceServicer):  # type: ignore[misc]
         self._metrics.sequence.set(counts.sequence)
         self._metrics.added.set(counts.num_added)
         self._metrics.deleted.set(counts.num_deleted)
+
+
+def _state(item: Item) -> ItemState:
+    given = items_pb2.Item(item_id=item.item_id, text=item.text, title=item.title, embedding=item.embedding)
+    return ItemState(item=given, deleted=item.deleted, sequence=item.sequence)
 
 
 async def _run_in(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:

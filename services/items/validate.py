@@ -11,6 +11,11 @@ from pinrec_core.items.log import Item
 from pinrec_core.text_encoder import normalize_text
 from services.proto import items_pb2
 
+MAX_TEXT = 10_000
+"""Characters of an item's text; n-grams of that many tell what it is about."""
+
+MAX_TITLE = 1_000
+
 
 def added_items(request: items_pb2.AddItemsRequest, widths: Collection[int]) -> list[Item]:
     """The request's items. `widths` are those of an embedding that an open release can use; empty = any.
@@ -32,6 +37,10 @@ def _added(item: items_pb2.Item, place: str, widths: Collection[int]) -> Item:
         raise InvalidRequest(f"{place} of text and embedding", given, "one of them")
     if item.text and not normalize_text(item.text):
         raise InvalidRequest(f"{place}.text", item.text, "a text with letters or digits")
+    for field, most in (("text", MAX_TEXT), ("title", MAX_TITLE)):
+        length = len(getattr(item, field))
+        if length > most:
+            raise InvalidRequest(f"{place}.{field}", f"{length} characters", f"at most {most}")
     if not np.isfinite(embedding).all():
         raise InvalidRequest(f"{place}.embedding", "NaN or infinity", "finite numbers")
     if len(embedding) and widths and len(embedding) not in widths:

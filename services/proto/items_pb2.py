@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aservices/proto/items.proto\x12\tpinrec.v1\"G\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\tembedding\x18\x03 \x03(\x02\x12\r\n\x05title\x18\x04 \x01(\t\"1\n\x0f\x41\x64\x64ItemsRequest\x12\x1e\n\x05items\x18\x01 \x03(\x0b\x32\x0f.pinrec.v1.Item\"&\n\x12\x44\x65leteItemsRequest\x12\x10\n\x08item_ids\x18\x01 \x03(\x03\"\'\n\x13\x43hangeItemsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"M\n\x11GetChangesRequest\x12\x0f\n\x07release\x18\x01 \x01(\x04\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x03 \x01(\r\"\x90\x01\n\x12GetChangesResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12\x10\n\x08item_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x0c\x12\x0f\n\x07vectors\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x06 \x01(\x0c\x12\x15\n\rcontent_scale\x18\x07 \x01(\x0c\"\x16\n\x14GetItemStatusRequest\"h\n\x15GetItemStatusResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\tnum_added\x18\x02 \x01(\x04\x12\x13\n\x0bnum_deleted\x18\x03 \x01(\x04\x12\x15\n\ropen_releases\x18\x04 \x03(\x04\x32\xc2\x02\n\x0bItemService\x12\x46\n\x08\x41\x64\x64Items\x12\x1a.pinrec.v1.AddItemsRequest\x1a\x1e.pinrec.v1.ChangeItemsResponse\x12L\n\x0b\x44\x65leteItems\x12\x1d.pinrec.v1.DeleteItemsRequest\x1a\x1e.pinrec.v1.ChangeItemsResponse\x12I\n\nGetChanges\x12\x1c.pinrec.v1.GetChangesRequest\x1a\x1d.pinrec.v1.GetChangesResponse\x12R\n\rGetItemStatus\x12\x1f.pinrec.v1.GetItemStatusRequest\x1a .pinrec.v1.GetItemStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aservices/proto/items.proto\x12\tpinrec.v1\"G\n\x04Item\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\tembedding\x18\x03 \x03(\x02\x12\r\n\x05title\x18\x04 \x01(\t\"1\n\x0f\x41\x64\x64ItemsRequest\x12\x1e\n\x05items\x18\x01 \x03(\x0b\x32\x0f.pinrec.v1.Item\"&\n\x12\x44\x65leteItemsRequest\x12\x10\n\x08item_ids\x18\x01 \x03(\x03\"\'\n\x13\x43hangeItemsResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"M\n\x11GetChangesRequest\x12\x0f\n\x07release\x18\x01 \x01(\x04\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x03 \x01(\r\"\x90\x01\n\x12GetChangesResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12\x10\n\x08item_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x0c\x12\x0f\n\x07vectors\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x06 \x01(\x0c\x12\x15\n\rcontent_scale\x18\x07 \x01(\x0c\"*\n\x10ListItemsRequest\x12\x16\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04\"F\n\x11ListItemsResponse\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.pinrec.v1.ItemState\x12\x0c\n\x04more\x18\x02 \x01(\x08\"M\n\tItemState\x12\x1d\n\x04item\x18\x01 \x01(\x0b\x32\x0f.pinrec.v1.Item\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x08\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"\x16\n\x14GetItemStatusRequest\"h\n\x15GetItemStatusResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\tnum_added\x18\x02 \x01(\x04\x12\x13\n\x0bnum_deleted\x18\x03 \x01(\x04\x12\x15\n\ropen_releases\x18\x04 \x03(\x04\x32\x8a\x03\n\x0bItemService\x12\x46\n\x08\x41\x64\x64Items\x12\x1a.pinrec.v1.AddItemsRequest\x1a\x1e.pinrec.v1.ChangeItemsResponse\x12L\n\x0b\x44\x65leteItems\x12\x1d.pinrec.v1.DeleteItemsRequest\x1a\x1e.pinrec.v1.ChangeItemsResponse\x12I\n\nGetChanges\x12\x1c.pinrec.v1.GetChangesRequest\x1a\x1d.pinrec.v1.GetChangesResponse\x12\x46\n\tListItems\x12\x1b.pinrec.v1.ListItemsRequest\x1a\x1c.pinrec.v1.ListItemsResponse\x12R\n\rGetItemStatus\x12\x1f.pinrec.v1.GetItemStatusRequest\x1a .pinrec.v1.GetItemStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,10 +43,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCHANGESREQUEST']._serialized_end=323
   _globals['_GETCHANGESRESPONSE']._serialized_start=326
   _globals['_GETCHANGESRESPONSE']._serialized_end=470
-  _globals['_GETITEMSTATUSREQUEST']._serialized_start=472
-  _globals['_GETITEMSTATUSREQUEST']._serialized_end=494
-  _globals['_GETITEMSTATUSRESPONSE']._serialized_start=496
-  _globals['_GETITEMSTATUSRESPONSE']._serialized_end=600
-  _globals['_ITEMSERVICE']._serialized_start=603
-  _globals['_ITEMSERVICE']._serialized_end=925
+  _globals['_LISTITEMSREQUEST']._serialized_start=472
+  _globals['_LISTITEMSREQUEST']._serialized_end=514
+  _globals['_LISTITEMSRESPONSE']._serialized_start=516
+  _globals['_LISTITEMSRESPONSE']._serialized_end=586
+  _globals['_ITEMSTATE']._serialized_start=588
+  _globals['_ITEMSTATE']._serialized_end=665
+  _globals['_GETITEMSTATUSREQUEST']._serialized_start=667
+  _globals['_GETITEMSTATUSREQUEST']._serialized_end=689
+  _globals['_GETITEMSTATUSRESPONSE']._serialized_start=691
+  _globals['_GETITEMSTATUSRESPONSE']._serialized_end=795
+  _globals['_ITEMSERVICE']._serialized_start=798
+  _globals['_ITEMSERVICE']._serialized_end=1192
 # @@protoc_insertion_point(module_scope)

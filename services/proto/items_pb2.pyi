@@ -159,6 +159,67 @@ class GetChangesResponse(google.protobuf.message.Message):
 Global___GetChangesResponse: typing_extensions.TypeAlias = GetChangesResponse
 
 @typing.final
+class ListItemsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AFTER_SEQUENCE_FIELD_NUMBER: builtins.int
+    after_sequence: builtins.int
+    """Changes after this number; 0 = all."""
+    def __init__(
+        self,
+        *,
+        after_sequence: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after_sequence", b"after_sequence"]) -> None: ...
+
+Global___ListItemsRequest: typing_extensions.TypeAlias = ListItemsRequest
+
+@typing.final
+class ListItemsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
+    more: builtins.bool
+    """Whether more is waiting than one message takes."""
+    @property
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ItemState]: ...
+    def __init__(
+        self,
+        *,
+        items: collections.abc.Iterable[Global___ItemState] | None = ...,
+        more: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items", "more", b"more"]) -> None: ...
+
+Global___ListItemsResponse: typing_extensions.TypeAlias = ListItemsResponse
+
+@typing.final
+class ItemState(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: builtins.int
+    DELETED_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
+    deleted: builtins.bool
+    sequence: builtins.int
+    @property
+    def item(self) -> Global___Item:
+        """Of a deleted item only the id."""
+
+    def __init__(
+        self,
+        *,
+        item: Global___Item | None = ...,
+        deleted: builtins.bool = ...,
+        sequence: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["item", b"item"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["deleted", b"deleted", "item", b"item", "sequence", b"sequence"]) -> None: ...
+
+Global___ItemState: typing_extensions.TypeAlias = ItemState
+
+@typing.final
 class GetItemStatusRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -49,6 +49,11 @@ class ItemServiceStub(object):
                 request_serializer=services_dot_proto_dot_items__pb2.GetChangesRequest.SerializeToString,
                 response_deserializer=services_dot_proto_dot_items__pb2.GetChangesResponse.FromString,
                 _registered_method=True)
+        self.ListItems = channel.unary_unary(
+                '/pinrec.v1.ItemService/ListItems',
+                request_serializer=services_dot_proto_dot_items__pb2.ListItemsRequest.SerializeToString,
+                response_deserializer=services_dot_proto_dot_items__pb2.ListItemsResponse.FromString,
+                _registered_method=True)
         self.GetItemStatus = channel.unary_unary(
                 '/pinrec.v1.ItemService/GetItemStatus',
                 request_serializer=services_dot_proto_dot_items__pb2.GetItemStatusRequest.SerializeToString,
@@ -80,6 +85,13 @@ class ItemServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListItems(self, request, context):
+        """Every item in its newest state as it was given, oldest change first: what an export carries into a release.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetItemStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -103,6 +115,11 @@ def add_ItemServiceServicer_to_server(servicer, server):
                     servicer.GetChanges,
                     request_deserializer=services_dot_proto_dot_items__pb2.GetChangesRequest.FromString,
                     response_serializer=services_dot_proto_dot_items__pb2.GetChangesResponse.SerializeToString,
+            ),
+            'ListItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListItems,
+                    request_deserializer=services_dot_proto_dot_items__pb2.ListItemsRequest.FromString,
+                    response_serializer=services_dot_proto_dot_items__pb2.ListItemsResponse.SerializeToString,
             ),
             'GetItemStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetItemStatus,
@@ -191,6 +208,33 @@ class ItemService(object):
             '/pinrec.v1.ItemService/GetChanges',
             services_dot_proto_dot_items__pb2.GetChangesRequest.SerializeToString,
             services_dot_proto_dot_items__pb2.GetChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pinrec.v1.ItemService/ListItems',
+            services_dot_proto_dot_items__pb2.ListItemsRequest.SerializeToString,
+            services_dot_proto_dot_items__pb2.ListItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

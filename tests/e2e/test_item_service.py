@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pinrec_core.errors import InvalidConfig, Unavailable
 from pinrec_core.items.fresh import FreshItems
 from pinrec_core.release import ServingState, open_release, write_serving_state
 from pinrec_core.retrieve.search import Retriever
@@ -24,6 +25,7 @@ from pinrec_core.schema import ItemType
 from services.cli.main import main
 from services.cli.up import serves
 from services.items.client import ItemFollower, unpack_changes
+from services.items.listing import items_at
 from services.proto import items_pb2
 from services.proto.items_pb2_grpc import ItemServiceStub
 
@@ -183,12 +185,33 @@ def test_pages_and_waiting(running):
     assert list(status.open_releases) == [1, 2]
 
 
+def test_an_export_reads_the_log_or_asks_the_service(releases, tmp_path):
+    with service(releases, tmp_path / "items") as running:
+        width = open_release(releases, 1).content_dim
+        running.add(*(items_pb2.Item(item_id=NEW + number, text="lantern", title="L") for number in range(300)))
+        running.add(items_pb2.Item(item_id=NEW, embedding=range(width)))
+        last = running.delete(NEW + 1, 17)
+        read, asked = items_at(str(tmp_path / "items")), items_at(running.address)
+        assert len(read) == len(asked) == 301
+        for one, other in zip(read, asked, strict=True):
+            np.testing.assert_array_equal(one.embedding, other.embedding)
+            assert {**vars(one), "embedding": None} == {**vars(other), "embedding": None}
+        assert [(item.item_id, item.deleted) for item in asked[-2:]] == [(NEW + 1, True), (17, True)]
+        assert asked[-1].sequence == last
+    with pytest.raises(Unavailable, match="no answer from"):
+        items_at(running.address)
+    with pytest.raises(InvalidConfig, match="--items has value 'nothing'; allowed: the folder of an item log, or"):
+        items_at("nothing")
+
+
 @pytest.mark.parametrize(
     ("item", "says"),
     [
         ({}, r"items\[1\] of text and embedding has value 'neither'; allowed: one of them"),
         ({"text": "oak", "embedding": [1.0]}, "has value 'both'; allowed: one of them"),
         ({"text": " !? "}, r"items\[1\].text has value ' !\? '; allowed: a text with letters or digits"),
+        ({"text": "oak " * 2_501}, r"items\[1\].text has value '10004 characters'; allowed: at most 10000"),
+        ({"text": "oak", "title": "t" * 1_001}, r"items\[1\].title has value '1001 characters'; allowed: at most 1000"),
         ({"embedding": [1.0, float("nan")]}, r"items\[1\].embedding has value 'NaN or infinity'"),
         ({"embedding": [1.0, 2.0]}, r"items\[1\].embedding has value '2 numbers'; allowed: \d+, as the open releases"),
     ],
