@@ -6,9 +6,10 @@ all events of some users to their histories:
 1. An event without an id gets the derived one; equal rows count as separate events within one landing day.
 2. Of the rows of a user with one id the one with the newest time stays, then the one that landed first. (With the
    newest time winning, what an earlier view cut off can never come back: yesterday's view and today's rows give the
-   same histories as the whole log.)
-3. The newest `max_events` stay, in the order of (time, event id), and of those the ones of the last `days`. Times that
-   only give an order (`schema.FIRST_WALL_CLOCK_MS`) always stay.
+   same histories as the whole log. That an id names one event is the log's promise: a row that gives an order only, of
+   an id whose row with a clock's time has aged out, is not recognized any more.)
+3. Of the events of the last `days` the newest `max_events` stay, in the order of (time, event id), and as many of those
+   whose time only gives an order (`schema.FIRST_WALL_CLOCK_MS`): such never age.
 
 Event ids are uint64 in the contract; both engines carry their bits as int64, so ids below 0 are the largest.
 """
@@ -80,7 +81,8 @@ WITH numbered AS (
     FROM identified
 ), placed AS (
     SELECT *, row_number() OVER (
-        PARTITION BY user_id ORDER BY timestamp_ms DESC, event_id < 0 DESC, event_id DESC
+        PARTITION BY user_id, timestamp_ms < {first_wall_clock_ms}
+        ORDER BY timestamp_ms DESC, event_id < 0 DESC, event_id DESC
     ) AS place
     FROM delivered
     WHERE delivery = 1
@@ -155,8 +157,8 @@ def counted(source: str) -> str:
 
 def _fates(actions: Iterable[str]) -> dict[str, str]:
     """What is wrong with a row, and the rule that finds it; the first that holds is said."""
-    allowed = ", ".join(_quoted(name) for name in (*actions, SEARCH_ACTION))
-    types = ", ".join(map(_quoted, ITEM_TYPE_NAMES))
+    allowed = ", ".join(quoted(name) for name in (*actions, SEARCH_ACTION))
+    types = ", ".join(map(quoted, ITEM_TYPE_NAMES))
     names = ("item_type", "action", "surface")
     fates = {f"column {name}: is null": f"{name} IS NULL" for name in ("user_id", "item_id", *names, "timestamp_ms")}
     fates |= {f"column {name}: is empty": f"{name} = ''" for name in names[1:]}
@@ -180,7 +182,7 @@ def _fates(actions: Iterable[str]) -> dict[str, str]:
     return {**fates, SET_ASIDE: "timestamp_ms > latest_ms"}
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """A string in SQL; what the engines escape in different ways is spelled by its number."""
     spelled = re.sub(r"['\\]", lambda match: f"' || chr({ord(match[0])}) || '", name)
     return f"'{spelled}'"

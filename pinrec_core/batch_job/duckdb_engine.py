@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 from tqdm import tqdm
 
-from pinrec_core.batch_job.definition import FUNCTIONS, ORDER, counted
+from pinrec_core.batch_job.definition import FUNCTIONS, ORDER, counted, quoted
 from pinrec_core.batch_job.engine import EVENTS, LOG, VIEW_COLUMNS, Counted
 from pinrec_core.batch_job.event_partitions import EventFolder, EventPartition
 from pinrec_core.errors import InvalidData
@@ -59,7 +59,7 @@ class DuckDBEngine:
             files = [path if log.is_local else log.url_of(path) for path in partition.files]
             try:
                 self._database.execute(
-                    f"CREATE OR REPLACE TEMP VIEW {LOG} AS SELECT * FROM read_parquet({files!r}, "
+                    f"CREATE OR REPLACE TEMP VIEW {LOG} AS SELECT * FROM read_parquet({_list_of(files)}, "
                     "union_by_name = true, hive_partitioning = true, hive_types_autocast = false) "
                     f"UNION ALL BY NAME {_OPTIONAL}"
                 )
@@ -81,17 +81,20 @@ class DuckDBEngine:
             source = f"SELECT * FROM events WHERE bucket = '{bucket}'"
             files = [str(path) for path in previous if path.parent.name == f"bucket={bucket}"]
             if files:
-                source += f" UNION ALL BY NAME SELECT * FROM read_parquet({files!r}, hive_types_autocast = false)"
+                earlier = f"read_parquet({_list_of(files)}, hive_types_autocast = false)"
+                source += f" UNION ALL BY NAME SELECT * FROM {earlier}"
             part = out / f"bucket={bucket}" / "events.parquet"
             part.parent.mkdir(parents=True)
             try:
                 self._database.execute(f"CREATE OR REPLACE TEMP VIEW {EVENTS} AS {source}")
-                self._database.execute(
-                    f"COPY (SELECT * EXCLUDE (bucket) FROM ({view}) ORDER BY {', '.join(ORDER)}) TO '{part}' "
-                    "(FORMAT parquet, COMPRESSION zstd)"
-                )
+                rows = f"SELECT * EXCLUDE (bucket) FROM ({view}) ORDER BY {', '.join(ORDER)}"
+                self._database.execute(f"COPY ({rows}) TO {quoted(str(part))} (FORMAT parquet, COMPRESSION zstd)")
             except duckdb.Error as error:
                 raise InvalidData(f"the batch view cannot be made: {_first_line(error)}") from error
+
+
+def _list_of(files: list[str]) -> str:
+    return f"[{', '.join(map(quoted, files))}]"
 
 
 def _over_arrays(function: Callable[..., pa.Array]) -> Callable[..., pa.Array]:

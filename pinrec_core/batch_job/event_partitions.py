@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pinrec_core.event_log.landing import LANDING_KEY, landing_day
 from pinrec_core.event_log.parquet import EVENT_COLUMNS, OPTIONAL_EVENT_COLUMNS, UNREADABLE, check_schema
 from pinrec_core.event_log.problems import Findings, raise_errors
 
+_STATE_KEYS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
+
 
 @dataclass(frozen=True)
 class EventPartition:
@@ -25,7 +28,7 @@ class EventPartition:
     files: tuple[str, ...]
     """Paths inside the file system, ascending."""
     fingerprint: str
-    """Changes when a file is added, removed or becomes longer or shorter."""
+    """Changes when a file is added, removed or written again."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,15 @@ class EventFolder:
             raise InvalidData(f"{url!r} cannot be listed: {error}") from error
         if not files:
             raise InvalidData(f"{url!r} does not keep the event-log contract:\n  events.parquet: is missing")
-        by_day: dict[str, dict[str, int]] = {}
-        for path, size in files.items():
-            by_day.setdefault(landing_day(path.removeprefix(root)), {})[path] = size
+        by_day: dict[str, dict[str, str]] = {}
+        for path, state in files.items():
+            by_day.setdefault(landing_day(path.removeprefix(root)), {})[path] = state
         if "" in by_day and len(by_day) > 1:
             path = next(iter(by_day[""]))
             raise InvalidData(f"{path} lies in no {LANDING_KEY}= folder, but other files of {url!r} do")
         partitions = {
-            day: EventPartition(day, tuple(sorted(sizes)), _fingerprint(root, sizes)) for day, sizes in by_day.items()
+            day: EventPartition(day, tuple(sorted(states)), _fingerprint(root, states))
+            for day, states in by_day.items()
         }
         return cls(url, filesystem, root, facts, dict(sorted(partitions.items())))
 
@@ -94,13 +98,13 @@ class EventFolder:
         return names
 
 
-def _event_files(filesystem: Any, root: str) -> dict[str, int]:
-    """Paths of Parquet files and their sizes. Raises InvalidData where both layouts of a log lie beside each other."""
+def _event_files(filesystem: Any, root: str) -> dict[str, str]:
+    """Paths of Parquet files and their states. Raises InvalidData where both layouts of a log lie beside each other."""
     single = f"{root}/events.parquet"
     found = filesystem.find(f"{root}/events", detail=True) if filesystem.isdir(f"{root}/events") else {}
     names = {path: path.rsplit("/", 1)[-1] for path in found}
     parts = {
-        path: int(found[path]["size"])
+        path: _state(found[path])
         for path, name in names.items()
         if name.endswith(".parquet") and not name.startswith((".", "_"))
     }
@@ -108,7 +112,12 @@ def _event_files(filesystem: Any, root: str) -> dict[str, int]:
         return parts
     if parts:
         raise InvalidData("events.parquet: lies beside a partitioned events/: keep one of the two")
-    return {single: int(filesystem.size(single))}
+    return {single: _state(filesystem.info(single))}
+
+
+def _state(info: Mapping[str, Any]) -> str:
+    """Changes when a file is written again; file systems name the time or the tag of that differently."""
+    return f"{info['size']} {next((info[key] for key in _STATE_KEYS if key in info), '')}"
 
 
 def _facts(filesystem: Any, root: str, url: str) -> DatasetFacts:
@@ -122,8 +131,9 @@ def _facts(filesystem: Any, root: str, url: str) -> DatasetFacts:
     return facts
 
 
-def _fingerprint(root: str, sizes: dict[str, int]) -> str:
-    return "; ".join(f"{path.removeprefix(root).lstrip('/')} {size}" for path, size in sorted(sizes.items()))
+def _fingerprint(root: str, states: dict[str, str]) -> str:
+    lines = [f"{path.removeprefix(root).lstrip('/')} {state}" for path, state in sorted(states.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

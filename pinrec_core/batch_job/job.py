@@ -1,7 +1,7 @@
 """The daily batch-view job: what to read, by which engine, and the next version (paper, section 4.4.1).
 
-A run reads the current version and the landing days of the log that it lacks. It reads the whole log where there is no
-version to go on from: the first time, with another definition or log, or when a day that was read has changed since.
+A run reads the current version and the landing days of the log that it lacks; the whole log where there is no version
+to go on from (`plan.py`). What it writes is what reading the whole log would give.
 """
 
 from __future__ import annotations
@@ -17,17 +17,11 @@ import pyarrow.parquet as pq
 from pinrec_core.batch_job.definition import SET_ASIDE, ViewDefinition, cleaned
 from pinrec_core.batch_job.engine import EVENTS, LOG, Counted, Engine
 from pinrec_core.batch_job.event_partitions import EventFolder, EventPartition
+from pinrec_core.batch_job.plan import Plan, plan
 from pinrec_core.errors import InvalidConfig, InvalidData
 from pinrec_core.event_log.contract import UNKNOWN_SURFACE
 from pinrec_core.event_log.landing import latest_ms
-from pinrec_core.signals.view_folder import (
-    ViewManifest,
-    current_version,
-    publish,
-    read_manifest,
-    staging_folder,
-    verify_files,
-)
+from pinrec_core.signals.view_folder import ViewManifest, publish, staging_folder
 
 ENGINES = ("duckdb", "spark")
 
@@ -74,55 +68,20 @@ def build_batch_view(
     options = options or JobOptions()
     folder = EventFolder.open(log)
     with staging_folder(dest) as staging:
-        current = _current(dest)
-        partitions, previous, why = _plan(folder, current, options)
-        if current is not None and previous is not None and not partitions:
-            return JobReport(current, (), why, 0, 0)
+        todo = plan(folder, dest, options.definition.facts(), options.full)
+        if todo.previous is not None and not todo.partitions:
+            return JobReport(todo.previous, (), todo.why, 0, 0)
         for name in ("work", "view"):
             (staging / name).mkdir()
         with _engine(options, staging / "work", progress) as engine:
-            counts = _load(engine, folder, partitions, options)
-            watermark_ms = _watermark(folder.url, counts, previous)
-            kept = verify_files(dest, previous) if previous is not None else []
-            engine.write(options.definition.view(EVENTS, watermark_ms), kept, staging / "view")
-        manifest = _manifest(folder, partitions, counts, previous, options, staging / "view", watermark_ms)
+            counts = _load(engine, folder, todo.partitions, options)
+            watermark_ms = _watermark(folder.url, counts, todo.previous)
+            engine.write(options.definition.view(EVENTS, watermark_ms), todo.files, staging / "view")
+        manifest = _manifest(folder, todo, counts, options.definition, _written(staging / "view"), watermark_ms)
         manifest = publish(dest, staging / "view", manifest, options.keep)
     aside = sum(one.num_rows for one in counts if one.fate == SET_ASIDE)
-    return JobReport(manifest, tuple(p.day for p in partitions), why, sum(one.num_rows for one in counts), aside)
-
-
-def _current(dest: Path) -> ViewManifest | None:
-    version = current_version(dest)
-    return None if version is None else read_manifest(dest, version)
-
-
-def _plan(
-    folder: EventFolder, current: ViewManifest | None, options: JobOptions
-) -> tuple[list[EventPartition], ViewManifest | None, str]:
-    """Partitions to read, the version to go on from (None = none), and why."""
-    everything = list(folder.partitions.values())
-    why = _why_full(folder, current, options)
-    if why or current is None:
-        return everything, None, f"all of the log: {why}"
-    lacking = [partition for day, partition in folder.partitions.items() if day not in current.partitions]
-    return lacking, current, f"the days that version {current.version} lacks" if lacking else "nothing has landed since"
-
-
-def _why_full(folder: EventFolder, current: ViewManifest | None, options: JobOptions) -> str:
-    if current is None:
-        return "there is no version yet"
-    if options.full:
-        return "asked for"
-    if current.definition != options.definition.facts():
-        return f"version {current.version} has another definition"
-    if current.log != folder.url:
-        return f"version {current.version} is of the log {current.log!r}"
-    for day, partition in folder.partitions.items():
-        if day in current.partitions and current.partitions[day]["files"] != partition.fingerprint:
-            return f"day {day} has changed since it was read" if day else "it has changed since it was read"
-    if ("" in folder.partitions) != ("" in current.partitions):
-        return "it is partitioned by landing day in another way"
-    return ""
+    days = tuple(partition.day for partition in todo.partitions)
+    return JobReport(manifest, days, todo.why, sum(one.num_rows for one in counts), aside)
 
 
 def _engine(options: JobOptions, work: Path, progress: bool) -> Engine:
@@ -173,30 +132,30 @@ def _watermark(url: str, counts: Sequence[Counted], previous: ViewManifest | Non
 
 def _manifest(
     folder: EventFolder,
-    partitions: Sequence[EventPartition],
+    todo: Plan,
     counts: Sequence[Counted],
-    previous: ViewManifest | None,
-    options: JobOptions,
-    out: Path,
+    definition: ViewDefinition,
+    written: tuple[int, int],
     watermark_ms: int,
 ) -> ViewManifest:
-    """What was written, before it has a number."""
-    num_events, num_users = _written(out)
+    """What was `written` (rows and users), before it has a number."""
+    num_events, num_users = written
     read: dict[str, dict[str, Any]] = {
         partition.day: {
-            "files": partition.fingerprint,
+            "files": len(partition.files),
+            "fingerprint": partition.fingerprint,
             "rows": sum(one.num_rows for one in counts if one.landed == partition.day),
             "set_aside": sum(one.num_rows for one in counts if (one.landed, one.fate) == (partition.day, SET_ASIDE)),
         }
-        for partition in partitions
+        for partition in todo.partitions
     }
     return ViewManifest(
         watermark_ms=watermark_ms,
         num_events=num_events,
         num_users=num_users,
         log=folder.url,
-        definition=options.definition.facts(),
-        partitions={**(previous.partitions if previous is not None else {}), **read},
+        definition=definition.facts(),
+        partitions={**(todo.previous.partitions if todo.previous is not None else {}), **read},
     )
 
 

@@ -75,19 +75,24 @@ class SparkEngine:
         """See `Engine`."""
         events = self._spark.sql("SELECT * FROM cleaned WHERE fate IS NULL").select(*VIEW_COLUMNS)
         if previous:
-            version = previous[0].parents[1].absolute().as_uri()
-            earlier = self._spark.read.option("basePath", version).parquet(*(p.absolute().as_uri() for p in previous))
+            version = _url(previous[0].parents[1])
+            earlier = self._spark.read.option("basePath", version).parquet(*map(_url, previous))
             events = events.unionByName(earlier.select(*VIEW_COLUMNS))
         events.createOrReplaceTempView(EVENTS)
         try:
             rows = self._spark.sql(view).repartition("bucket").sortWithinPartitions(*map(expr, ORDER))
             writer = rows.write.partitionBy("bucket").mode("append").option("compression", "zstd")
-            writer.parquet(out.absolute().as_uri())
+            writer.parquet(_url(out))
         except PySparkException as error:
             raise InvalidData(f"the batch view cannot be made: {_first_line(error)}") from error
         for path in out.rglob("*"):  # markers and checksums of Spark's own; the manifest has ours
             if path.is_file() and path.suffix != ".parquet":
                 path.unlink()
+
+
+def _url(path: Path) -> str:
+    """Spark takes a path as it is; `as_uri` would escape the `=` of partitions."""
+    return f"file://{path.absolute()}"
 
 
 def _first_line(error: Exception) -> str:

@@ -128,7 +128,11 @@ def _compile(dest: Path, manifest: ViewManifest, digest: str, folder: Path) -> N
     try:
         with closing(_Compiler(staging, manifest.num_events)) as compiler:
             for path in parts:
-                for batch in pq.ParquetFile(path).iter_batches(_ROWS_PER_BATCH, columns=list(ROW_COLUMNS)):
+                file = pq.ParquetFile(path)
+                missing = [name for name in ROW_COLUMNS if name not in file.schema_arrow.names]
+                if missing:
+                    raise InvalidData(f"batch view: file {path.name} lacks the column {missing[0]}")
+                for batch in file.iter_batches(_ROWS_PER_BATCH, columns=list(ROW_COLUMNS)):
                     compiler.add(batch)
             names = compiler.finish()
         arrays = [staging / f"{name}.npy" for name in ARRAY_NAMES]

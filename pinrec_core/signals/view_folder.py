@@ -44,7 +44,7 @@ class ViewManifest:
     definition: dict[str, Any]
     """What the rows are by definition; another one needs a full rebuild."""
     partitions: dict[str, dict[str, Any]]
-    """By landing day: the files read, how many rows they had, how many were set aside."""
+    """By landing day: how many files, what tells whether they change, how many rows, how many of them set aside."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By path inside the version: sha256 and bytes."""
     version: int = 0

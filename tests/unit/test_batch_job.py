@@ -179,9 +179,10 @@ def test_a_year_before_the_watermark_is_kept_and_times_that_only_order(tmp_path)
 
 def test_only_the_newest_events_of_a_user_are_kept(tmp_path):
     rows = [row(1, item, T0 + item) for item in (3, 1, 2)] + [searched(1, "old words", T0)]
+    rows += [row(1, item, item) for item in (9, 7, 8)]  # times that only order
     build_batch_view(write_single(tmp_path / "log", rows), tmp_path / "view", JobOptions(ViewDefinition(max_events=2)))
     view = open_batch_view(tmp_path / "view")
-    assert (items(view, 1), view.search_query(query_item_id("old words"))) == ([2, 3], "")
+    assert (items(view, 1), view.search_query(query_item_id("old words"))) == ([8, 9, 2, 3], "")
 
 
 def test_a_day_more_gives_what_the_whole_log_gives(tmp_path):
@@ -205,14 +206,12 @@ def test_a_day_more_gives_what_the_whole_log_gives(tmp_path):
     assert list(report.manifest.partitions) == ["2024-05-01", "2024-05-02"]
 
 
-EVENT = st.builds(
-    row,
-    user=st.integers(-1, 1),
-    item=st.integers(0, 2),
-    time=st.integers(0, 9).map(lambda step: T0 + step * DAY_MS // 4) | st.integers(0, 3),
-    event_id=st.sampled_from([None, 0, 1, 2, 2**63 + 1]),
-    action=st.sampled_from(["save", "click"]),
+USER_ITEM = {"user": st.integers(-1, 1), "item": st.integers(0, 2), "action": st.sampled_from(["save", "click"])}
+TIMES = st.integers(0, 9).map(lambda step: T0 + step * DAY_MS // 4)
+EVENT = st.builds(row, time=TIMES, event_id=st.sampled_from([None, 0, 1, 2, 2**63 + 1]), **USER_ITEM) | st.builds(
+    row, time=st.integers(0, 3), event_id=st.sampled_from([None, 3, 4]), **USER_ITEM
 )
+"""An id belongs to a time of one kind: a clock's, or an order."""
 LANDED = st.lists(st.lists(EVENT, min_size=1, max_size=6), min_size=2, max_size=4)
 
 
@@ -240,9 +239,10 @@ def assert_as_trained(root, definition):
     newest = int(log.timestamps_ms.max())
     assert view.watermark_ms == newest
     for user in np.unique(log.user_ids).tolist():
-        at = np.flatnonzero(log.user_ids == user)[-definition.max_events :]
+        at = np.flatnonzero(log.user_ids == user)
         times = log.timestamps_ms[at]
-        at = at[(times >= newest - definition.days * DAY_MS) | (times < 1_000_000)]
+        timed = at[times >= max(newest - definition.days * DAY_MS, 1_000_000)]
+        at = [*at[times < 1_000_000][-definition.max_events :], *timed[-definition.max_events :]]
         assert read(view, user) == [
             (
                 log.item_ids[i], log.action_names[log.actions[i]], log.surface_names[log.surfaces[i]],
@@ -280,6 +280,19 @@ def test_a_changed_day_and_another_log_are_read_in_full_and_a_day_gone_is_kept(t
     land(other, 2, [row(1, 13, T0 + 3)])
     assert build_batch_view(other, tmp_path / "view").days == ("2024-05-03",)
     assert items(open_batch_view(tmp_path / "view"), 1) == [12, 13]
+
+
+def test_a_damaged_version_is_not_built_upon(tmp_path):
+    log, view = land(tmp_path / "log", 0, [row(1, 10, T0)]), tmp_path / "view"
+    build_batch_view(log, view)
+    land(log, 1, [row(1, 11, T0 + 1)])
+    next((view / "1").rglob("*.parquet")).write_bytes(b"")
+    assert "has 0 bytes; manifest" in build_batch_view(log, view).why
+    (view / "2" / "manifest.json").unlink()
+    assert build_batch_view(log, view).why == "all of the log: batch view 'view', version 2 has no manifest.json"
+    (view / CURRENT).write_text("{")
+    assert "current.json must say" in build_batch_view(log, view).why
+    assert items(open_batch_view(view), 1) == [10, 11]
 
 
 def test_older_versions_go_but_for_two(tmp_path):
