@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from pinrec_core.errors import InvalidRequest
+from pinrec_core.errors import InvalidRelease, InvalidRequest
 from pinrec_core.release import Release, open_release, serving_state
 from pinrec_core.schema import ITEM_TYPE_NAMES, SEARCH_ACTION, ItemType, Vocabulary
 from services.cli.options import INT64, releases_option, signals_option
@@ -39,11 +39,14 @@ def events() -> None:
 @click.option("--action", default="", help="What the user did, e.g. save or click.")
 @click.option("--surface", required=True, help="Where, e.g. home.")
 @click.option("--at", default="now", show_default=True, help="now, Unix milliseconds, or ISO 8601 (UTC if bare).")
+@releases_option
 @signals_option
 def append(
-    user_id: int, item_ids: tuple[int, ...], text: str, action: str, surface: str, at: str, address: str
+    user_id: int, item_ids: tuple[int, ...], text: str, action: str, surface: str, at: str, root: Path, address: str
 ) -> None:
     """Append events of one user and wait until they are durable.
+
+    Any action and surface is stored; one that the active release does not know is warned of.
 
     \b
     pinrec events append --user 12 --item 50 --item 181 --action save --surface home
@@ -63,6 +66,22 @@ def append(
         reply = stub.AppendEvents(signals_pb2.AppendEventsRequest(events=made), timeout=TIMEOUT_S)
     noun = "event" if reply.acknowledged == 1 else "events"
     click.echo(f"{reply.acknowledged} {noun} of user {user_id} durable at {shown_time(timestamp_ms)}")
+    warn_of_unknown_words(root, event.action, event.surface)
+
+
+def warn_of_unknown_words(root: Path, action: str, surface: str) -> None:
+    """Say on stderr which word the model will not tell from any other unknown one; without a release, nothing."""
+    try:
+        active = open_release(root, serving_state(root).active, verify=False)
+    except InvalidRelease:
+        return
+    for option, name, known in (
+        ("--action", action, active.vocabulary.actions),
+        ("--surface", surface, active.vocabulary.surfaces),
+    ):
+        if name not in known:
+            words = f"{option} {name!r} is unknown to release {active.number}, which knows {list(known)}"
+            click.echo(f"warning: {words}: stored, but the model sees it as unknown", err=True)
 
 
 def _with_item(event: signals_pb2.Event, item_id: int) -> signals_pb2.Event:

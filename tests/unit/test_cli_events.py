@@ -110,6 +110,21 @@ def test_appended_events_are_in_the_history_newest_first(signals, releases):
     assert newest.splitlines() == lines[:2]
 
 
+def test_words_that_the_active_release_does_not_know_are_stored_and_warned_of(signals, releases):
+    event = ["append", "--user", "13", "--item", "50", "--releases", str(releases)]
+    known = run(*event, "--action", "save", "--surface", "home", signals=signals)
+    assert known.stderr == ""
+    unknown = run(*event, "--action", "poke", "--surface", "attic", signals=signals)
+    assert unknown.exit_code == 0
+    unknown_to = "is unknown to release 1, which knows"
+    assert unknown.stderr.splitlines() == [
+        f"warning: --action 'poke' {unknown_to} ['save', 'search']: stored, but the model sees it as unknown",
+        f"warning: --surface 'attic' {unknown_to} ['home', 'search']: stored, but the model sees it as unknown",
+    ]
+    history = run("history", "--user", "13", "--releases", str(releases), signals=signals).output
+    assert history.startswith("user 13: 2 events")
+
+
 def test_a_user_without_events_has_an_empty_history(signals, releases):
     result = run("history", "--user", "99", "--releases", str(releases), signals=signals)
     assert result.output == "user 99: 0 events, 0 newer than the batch view\n"
