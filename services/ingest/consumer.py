@@ -34,10 +34,10 @@ _OURS = {
 _NETWORK_S = 10.0
 """Of one call to the signal service or to Kafka."""
 
-_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 5.0
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
 """Between tries, doubling; far below `max.poll.interval.ms`, after which Kafka takes a consumer for dead."""
 
-_LAG_EVERY_S = 5.0
+_LAG_EVERY_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class EventConsumer:
             self._kafka.failed(f"offsets not committed: {error.args[0].str()}")
 
     def _measure_lag(self) -> None:
-        """Messages of this member's partitions that are not committed yet, about every five seconds."""
+        """Messages of this member's partitions that are not committed yet, about every two seconds."""
         if time.monotonic() < self._next_lag_s:
             return
         self._next_lag_s = time.monotonic() + _LAG_EVERY_S
@@ -208,7 +208,7 @@ def _checked(settings: Mapping[str, str]) -> Mapping[str, str]:
     for key in settings:
         if key in _OURS or key in ("bootstrap.servers", "group.id"):
             raise InvalidConfig(
-                f"--set has key {key!r}, which is not to be chosen; allowed: librdkafka's other settings"
+                f"--set has key {key!r}; allowed: librdkafka's settings but those that this consumer sets"
             )
     return settings
 
