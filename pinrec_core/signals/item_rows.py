@@ -26,7 +26,7 @@ class _Level(NamedTuple):
 class ItemRows:
     """`ItemTable.rows` by hash instead of binary search: two far reads an id instead of twenty.
 
-    Of the ids that meet in a slot one stays and the others go on to the next level, a table of their own. About 15
+    Of the ids that meet in a slot one stays and the others go on to the next level, a table of their own. 10 to 20
     bytes an item, made in memory at opening. Letters: N items, n ids asked.
     """
 
