@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,13 @@ import grpc
 import numpy as np
 import pytest
 
+from pinrec_core.messages import CandidateRequest
+from pinrec_core.recommend import Recommendation, Stages, recommend
+from pinrec_core.release import open_release
 from services.cli.up import serves
+from services.gateway.reply import PathOutput
+from services.gateway.triton_client import Ensemble
+from services.items.client import unpack_changes
 from services.proto import items_pb2, signals_pb2
 from services.proto.candidates_pb2 import GetCandidatesRequest
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
@@ -48,6 +55,39 @@ class Running:
         return float(np.frombuffer(history.content_scale, "<f4")[-1])
 
 
+def cold_request(release) -> CandidateRequest:
+    """A request of a user nobody knows, for 40 items of each outcome."""
+    return CandidateRequest(
+        user_id=-1,
+        surface=1,
+        counts=np.full(len(release.vocabulary.outcomes), 40, np.int32),
+        search_query="",
+        exclude_item_ids=np.empty(0, np.int64),
+        include_seen=False,
+        request_time_ms=1_800_000_000_000,
+        release=release.number,
+        remaining_ms=30_000,
+    )
+
+
+async def through_triton(address: str, request: CandidateRequest) -> PathOutput:
+    """What the ensemble answers."""
+    ensemble = Ensemble(address)
+    try:
+        return (await ensemble.infer(request, 30.0, request_id="fresh")).output
+    finally:
+        await ensemble.close()
+
+
+def in_this_process(release, items: ItemServiceStub, request: CandidateRequest) -> Recommendation:
+    """The same path here, with the same changes taken up."""
+    stages = Stages.open(release)
+    changes = items.GetChanges(items_pb2.GetChangesRequest(release=release.number), timeout=30)
+    stages.retrieve.index.apply(unpack_changes(changes))
+    [answer] = recommend([request], stages)
+    return answer
+
+
 @contextmanager
 def running(stack, log) -> Iterator[Running]:
     """`pinrec up`; it must end without a traceback."""
@@ -82,6 +122,12 @@ def test_items_come_and_go_and_a_restart_changes_nothing(world, on_free_ports, t
         first.items.DeleteItems(items_pb2.DeleteItemsRequest(item_ids=gone), timeout=30)
         assert eventually(lambda: not first.everything() & set(gone))
         assert all(first.everything() == (before | {NEW}) - set(gone) for _ in range(20))
+        release = open_release(world.releases, 1)
+        request = cold_request(release)
+        answer = asyncio.run(through_triton(f"{stack.host}:{stack.triton_grpc_port}", request))
+        expected = in_this_process(release, first.items, request).candidates
+        np.testing.assert_array_equal(answer.candidate_ids, expected.candidate_ids)
+        np.testing.assert_allclose(answer.scores, expected.scores, atol=1e-5)
         event = signals_pb2.Event(
             user_id=-2, item_id=NEW, item_type="pin", action="save", surface="home", timestamp_ms=1_800_000_000_000
         )
