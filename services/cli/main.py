@@ -42,7 +42,16 @@ VERBS = {
 }
 """In the order in which one needs them; each module has a click command of the verb's name."""
 
-EXTRA_OF_MODULE = {"torch": "cpu", "faiss": "cpu", "safetensors": "cpu", "matplotlib": "train", "locust": "bench"}
+EXTRA_OF_MODULE = {
+    "torch": "cpu",
+    "faiss": "cpu",
+    "safetensors": "cpu",
+    "matplotlib": "train",
+    "locust": "bench",
+    "duckdb": "batch",
+    "fsspec": "batch",
+    "pyspark": "spark",
+}
 """Modules that the bare package does without, and the extra that brings each."""
 
 

@@ -103,7 +103,6 @@ def parse_budget(text: str) -> dict[str, float]:
 
 def in_process(request: GetCandidatesRequest, release_dir: Path, data_dir: Path | None) -> GetCandidatesResponse:
     """The same answer without a stack: the gateway's own checks and reply around `pinrec_core.recommend`."""
-    from pinrec_core.batch_job.job import build_batch_view
     from pinrec_core.messages import gather
     from pinrec_core.recommend import Stages
     from pinrec_core.recommend import recommend as run_stages
@@ -116,6 +115,8 @@ def in_process(request: GetCandidatesRequest, release_dir: Path, data_dir: Path 
     with tempfile.TemporaryDirectory(prefix="pinrec-") as scratch:
         batch_view = None
         if data_dir is not None:
+            from pinrec_core.batch_job.job import build_batch_view
+
             batch_view = Path(scratch) / "batch_view"
             build_batch_view(data_dir, batch_view)
         stages = Stages.open(release, batch_view)
