@@ -1,4 +1,4 @@
-"""The client's side of a gRPC port, for the verbs of the command line."""
+"""The client's side of a gRPC port."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from typing import TypeVar
 import grpc
 
 from pinrec_core.errors import PinrecError, Unavailable
+
+QUICK_RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1_000)]
+"""Channel options of a long-lived client: a restarted service is found again within about a second.
+
+Both are needed: with the longest pause alone, gRPC waited ten seconds and more.
+"""
 
 Stub = TypeVar("Stub")
 

@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPa
 
 from pinrec_core.errors import InvalidConfig, InvalidRequest, Unavailable
 from pinrec_core.signals.events import Event
+from services.common.client import QUICK_RECONNECT
 from services.common.metrics import IngestMetrics
 from services.common.outage import Outage
 from services.ingest.messages import read_event
@@ -79,7 +80,7 @@ class EventConsumer:
             self._producer = Producer(kafka, logger=log) if options.dead_letter else None
         except KafkaException as error:
             raise InvalidConfig(f"Kafka's client refuses the settings: {error.args[0].str()}") from error
-        self._channel = grpc.insecure_channel(options.signals, [("grpc.max_reconnect_backoff_ms", 1_000)])
+        self._channel = grpc.insecure_channel(options.signals, QUICK_RECONNECT)
         self._stub = SignalServiceStub(self._channel)
         self._signals = Outage(f"appending to {options.signals}", log)
         self._kafka = Outage(f"Kafka at {options.brokers}", log)
@@ -191,17 +192,23 @@ class EventConsumer:
             self._kafka.failed(f"offsets not committed: {error.args[0].str()}")
 
     def _measure_lag(self) -> None:
-        """Messages of this member's partitions that are not committed yet, about every two seconds."""
+        """Messages of this member's partitions that are not committed yet, about every two seconds.
+
+        The ends are those that the last fetch told: asking for them would wait behind a fetch in flight.
+        """
         if time.monotonic() < self._next_lag_s:
             return
         self._next_lag_s = time.monotonic() + _LAG_EVERY_S
-        self._metrics.lag.clear()  # partitions come and go
         try:
-            for place in self._consumer.committed(self._consumer.assignment(), _NETWORK_S):
-                first, end = self._consumer.get_watermark_offsets(place, _NETWORK_S)
-                self._metrics.lag.labels(place.partition).set(end - max(place.offset, first))
+            places = self._consumer.committed(self._consumer.assignment(), _NETWORK_S)
         except KafkaException as error:
             self._kafka.failed(f"lag not known: {error.args[0].str()}")
+            return
+        self._metrics.lag.clear()  # partitions come and go
+        for place in places:
+            first, end = self._consumer.get_watermark_offsets(place, cached=True)
+            if end >= 0:  # else nothing has been fetched yet
+                self._metrics.lag.labels(place.partition).set(end - max(place.offset, first, 0))
 
 
 def _checked(settings: Mapping[str, str]) -> Mapping[str, str]:

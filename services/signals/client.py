@@ -16,6 +16,7 @@ from pinrec_core.serving.error_words import error_of
 from pinrec_core.signals.empty import empty_signals
 from pinrec_core.signals.query_content import QueryContent
 from pinrec_core.text_encoder import normalize_text, query_item_id
+from services.common.client import QUICK_RECONNECT
 from services.common.outage import Outage
 from services.proto.signals_pb2 import GetHistoriesRequest, GetHistoriesResponse, HistoryRequest
 from services.proto.signals_pb2_grpc import SignalServiceStub
@@ -26,8 +27,7 @@ SHARE_OF_DEADLINE = 0.5
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),  # the service bounds what it sends
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # a restarted service is found again within a second
+    *QUICK_RECONNECT,
 ]
 
 _NS_PER_MS = 1_000_000
