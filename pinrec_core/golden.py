@@ -48,7 +48,7 @@ def golden_requests(release: Release, queries: Sequence[str], request_time_ms: i
         for request in plain
         if not request.search_query and sum(count > 0 for count in request.counts) == len(request.counts)
     ]
-    return plain + _answered(filtered, stages, release.number)
+    return _with_next(plain + _answered(filtered, stages, release.number), stages, release.number)
 
 
 def _plain(release: Release, queries: Sequence[str], request_time_ms: int) -> Iterator[GoldenRequest]:
@@ -63,6 +63,15 @@ def _plain(release: Release, queries: Sequence[str], request_time_ms: int) -> It
             yield GoldenRequest(code, counts, "", (), request_time_ms)
         for query in queries if surface in vocabulary.search_surfaces else ():
             yield GoldenRequest(code, equal, query, (), request_time_ms)
+
+
+def _with_next(requests: Sequence[GoldenRequest], stages: Stages, release: int) -> list[GoldenRequest]:
+    """Each request with what it brings once everything expected is excluded, as if deleted."""
+    without = [replace(one, exclude_item_ids=one.exclude_item_ids + one.expected_item_ids) for one in requests]
+    return [
+        replace(one, next_item_ids=answer.expected_item_ids)
+        for one, answer in zip(requests, _answered(without, stages, release), strict=True)
+    ]
 
 
 def _answered(requests: Sequence[GoldenRequest], stages: Stages, release: int) -> list[GoldenRequest]:

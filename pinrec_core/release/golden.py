@@ -29,7 +29,8 @@ _FILE = "golden/requests.json"
 class GoldenRequest:
     """One request in the release's codes, and the items that came back when it was exported.
 
-    `counts`: candidates by outcome, in outcome order.
+    `counts`: candidates by outcome, in outcome order. `next_item_ids`: what comes back where all expected items are
+    gone, so that items deleted since the export do not make a healthy release look damaged.
     """
 
     surface: int
@@ -38,6 +39,7 @@ class GoldenRequest:
     exclude_item_ids: tuple[int, ...]
     request_time_ms: int
     expected_item_ids: tuple[int, ...] = ()
+    next_item_ids: tuple[int, ...] = ()
 
     def to_request(self, release: int, remaining_ms: int) -> CandidateRequest:
         """What is sent to the stages."""
@@ -53,10 +55,15 @@ class GoldenRequest:
             remaining_ms=remaining_ms,
         )
 
-    def overlap(self, item_ids: Iterable[int]) -> float:
-        """Share of the expected items that came back; 1 if none is expected."""
-        expected = set(self.expected_item_ids)
-        return len(expected.intersection(item_ids)) / len(expected) if expected else 1.0
+    def overlap(self, item_ids: Iterable[int], newer: Iterable[int] = ()) -> float:
+        """Share of the answer's places that hold what may be there: at most 1; 1 if no item is expected.
+
+        Expected items may, and those next in line, and `newer` ones, which came after the release.
+        """
+        if not self.expected_item_ids:
+            return 1.0
+        may_be_there = {*self.expected_item_ids, *self.next_item_ids, *newer}
+        return min(1.0, len(may_be_there.intersection(item_ids)) / len(self.expected_item_ids))
 
 
 def write_golden(folder: Path, requests: Iterable[GoldenRequest]) -> None:

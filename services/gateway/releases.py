@@ -128,7 +128,9 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
             raise PinrecError(f"stages answered for releases {answer.stage_releases}")
         if Status.SIGNALS_UNAVAILABLE in Status(answer.output.status):
             raise PinrecError("the signal service did not answer")
-        return Trial(request.overlap(answer.output.candidate_ids.tolist()), elapsed_ms)
+        item_ids = answer.output.candidate_ids
+        newer = item_ids[release.items.rows(item_ids) < 0]
+        return Trial(request.overlap(item_ids.tolist(), newer.tolist()), elapsed_ms)
 
 
 def judged(release: Release, trials: Sequence[Trial]) -> TryReleaseResponse:

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from pinrec_core.config import Config
 from pinrec_core.errors import InvalidRelease, InvalidRequest, Overloaded, ReleaseNotOpen, Unavailable
 from pinrec_core.messages import Status
-from pinrec_core.release import ReleaseFacts, ServingState, publish, write_serving_state
+from pinrec_core.release import ItemTable, ReleaseFacts, ServingState, publish, write_serving_state
 from pinrec_core.release.golden import CANARY_USER_ID, GoldenRequest, write_golden
 from pinrec_core.schema import Vocabulary
 from pinrec_core.serving.contract import STAGES
@@ -60,6 +60,10 @@ def root(tmp_path):
         (folder / "config.json").write_text(json.dumps(Config().to_dict()))
         vocabulary = Vocabulary(("save", "click"), ("save", "click"), ("home", "search"))
         (folder / "vocabulary.json").write_text(json.dumps(vocabulary.to_dict()))
+        ids = np.arange(100)
+        ItemTable(ids, np.zeros(100, np.uint8), np.zeros((100, 4), np.int8), np.zeros(100, np.float32)).save(
+            folder / "items"
+        )
         if golden:
             write_golden(folder, golden)
 
@@ -107,6 +111,11 @@ def test_items_of_another_model_are_refused(root):
     answer = tried(root, AnsweringEnsemble([1, 2, 3, 4], [1, 2, 3, 99], [5, 50, 51, 52]))
     assert (answer.mean_overlap, answer.min_overlap) == (0.5, 0.25)  # (3/4 + 1/4) / 2
     assert answer.problem == "0.500 of the expected items came back; allowed: at least 0.9"
+
+
+def test_items_that_came_after_the_release_do_not_count_against_it(root):
+    answer = tried(root, AnsweringEnsemble([1, 2, 3, 4], [1, 2, 3, 1_000], [5, 6, 1_001, 1_002]))
+    assert (answer.problem, answer.mean_overlap) == ("", 1.0)
 
 
 def test_the_bounds_are_the_release_s_own():

@@ -15,7 +15,7 @@ from pinrec_core.golden import add_golden, golden_requests
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.recommend import Stages, recommend
 from pinrec_core.release import open_release
-from pinrec_core.release.golden import read_golden
+from pinrec_core.release.golden import GoldenRequest, read_golden
 from pinrec_core.train.export import export
 
 CONFIG = config_from_dict(
@@ -71,9 +71,16 @@ def test_the_same_release_answers_alike_and_another_model_does_not(releases):
     assert overlap < 0.5
 
 
-def test_overlap_is_the_share_of_the_expected_items(releases):
-    golden = read_golden(releases[0])[0]
-    half = golden.expected_item_ids[: len(golden.expected_item_ids) // 2]
-    assert golden.overlap(golden.expected_item_ids[::-1]) == 1.0
-    assert golden.overlap([*half, -1, -2]) == 0.5
+def test_overlap_is_the_share_of_the_places_that_hold_what_may_be_there():
+    golden = GoldenRequest(1, (4,), "", (), TIME_MS, expected_item_ids=(1, 2, 3, 4), next_item_ids=(5, 6, 7, 8))
+    assert golden.overlap([4, 3, 2, 1]) == 1.0
+    assert golden.overlap([1, 2, 98, 99]) == 0.5
+    assert golden.overlap([3, 4, 5, 6]) == 1.0, "1 and 2 were deleted, the next in line came up"
+    assert golden.overlap([1, 2, 3, 99], newer=[99]) == 1.0, "99 was added after the release"
     assert golden.overlap([]) == 0.0
+
+
+def test_what_is_next_in_line_is_what_deletions_bring_up(releases):
+    for golden in read_golden(releases[0]):
+        assert len(golden.next_item_ids) == len(golden.expected_item_ids)
+        assert not {*golden.next_item_ids} & {*golden.expected_item_ids, *golden.exclude_item_ids}

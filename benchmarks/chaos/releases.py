@@ -1,0 +1,290 @@
+"""Releases and items under load: switches, damaged releases, deletions, additions; on the real stack.
+
+    python -m benchmarks.chaos.releases --work work/chaos-release --report docs/figures
+
+Prints a row for each promise with its bar; exit code 1 if one is missed.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: E402  the libraries read the thread policy when they load
+from services.common.threads import sleep_when_idle
+
+sleep_when_idle()
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import grpc
+import numpy as np
+
+from benchmarks.chaos import adding
+from benchmarks.chaos.mutations import copy_as, mutations, refusal
+from benchmarks.chaos.parts import pss_mb, wait_for
+from benchmarks.chaos.table import Row, finish, save, show
+from benchmarks.chaos.world import USERS, World, make_world
+from loadtest.open_loop import Call, closed_loop, open_loop, percentiles_ms
+from pinrec_core import release as releases
+from services.cli.up import Stack, serves
+from services.proto.candidates_pb2 import GetCandidatesRequest
+from services.proto.candidates_pb2_grpc import CandidateServiceStub
+from services.proto.items_pb2 import DeleteItemsRequest
+from services.proto.items_pb2_grpc import ItemServiceStub
+
+SHARE_OF_CAPACITY = 0.5
+CAPACITY_CALLERS, CAPACITY_S = 8, 10.0
+BASELINE_S, PAUSE_S = 20.0, 1.0
+P99_BAR = 2.0
+DELETE_EVERY_S = 0.25
+GRACE_S = 1.0
+"""How long after its acknowledgement a deleted item may still be returned."""
+_OPTIONS = [("grpc.max_reconnect_backoff_ms", 500)]
+
+
+@click.command()
+@click.option("--work", required=True, type=click.Path(path_type=Path), help="Folder for all that it makes.")
+@click.option("--report", type=click.Path(path_type=Path), help="Folder for chaos-release.json.")
+@click.option("--switches", default=20, show_default=True, help="How often the release is switched under load.")
+@click.option("--requests", default=10_000, show_default=True, help="Requests while items are deleted.")
+@click.option("--items", default=1_000_000, show_default=True, help="Items of the index that grows under load.")
+def main(work: Path, report: Path | None, switches: int, requests: int, items: int) -> None:
+    """Try every promise and print the table."""
+    world = make_world(work / "world")
+    with running(world, work) as (stack, session):
+        target = Target(world, stack, session)
+        rows = [show(row) for row in asyncio.run(target.switch_under_load(switches))]
+        rows += [show(row) for row in asyncio.run(target.delete_under_load(requests))]
+        rows.append(show(damaged_releases(world, stack)))
+    rows += [show(row) for row in adding.measure(work / "adding", items)]
+    if report is not None:
+        save(rows, report / "chaos-release.json", "make chaos-release")
+    finish(rows)
+
+
+@contextmanager
+def running(world: World, work: Path) -> Iterator[tuple[Stack, int]]:
+    """`pinrec up` on the world's release 1, and its session."""
+    releases.activate(world.releases, 1)
+    shutil.rmtree(work / "state", ignore_errors=True)
+    stack = world.stack(work / "state" / "signals")
+    words = ["up", "--releases", stack.releases, "--signals-data", stack.signals_data, "--batch-view", stack.batch_view]
+    words += [word for name, port in stack.ports().items() for word in ("--" + name.replace("_", "-"), port)]
+    with (work / "up.log").open("w") as log:
+        up = subprocess.Popen(pinrec(*map(str, words)), stdout=log, stderr=log)
+        try:
+            address = f"{stack.host}:{stack.gateway_port}"
+            if not wait_for(lambda: up.poll() is not None or serves(address)) or up.poll() is not None:
+                raise RuntimeError(f"the stack did not start; see {work / 'up.log'}")
+            yield stack, up.pid
+        finally:
+            up.terminate()
+            up.wait(timeout=60)
+
+
+def pinrec(*words: str) -> list[str]:
+    """The command line of a verb."""
+    return [sys.executable, "-m", "services.cli.main", *words]
+
+
+class Target:
+    """A running stack that is asked for candidates while something else is done to it."""
+
+    def __init__(self, world: World, stack: Stack, up_pid: int) -> None:
+        self._world = world
+        self._stack = stack
+        self._up_pid = up_pid
+        self._gateway = f"{stack.host}:{stack.gateway_port}"
+
+    async def switch_under_load(self, switches: int) -> list[Row]:
+        """Activate release 2 and roll back, again and again, at half of the capacity."""
+        async with grpc.aio.insecure_channel(self._gateway, _OPTIONS) as channel:
+            send = _sender(CandidateServiceStub(channel))
+            await closed_loop(send, CAPACITY_CALLERS, CAPACITY_S / 2)
+            capacity = len(await closed_loop(send, CAPACITY_CALLERS, CAPACITY_S)) / CAPACITY_S
+            rate, stop = capacity * SHARE_OF_CAPACITY, asyncio.Event()
+            load = asyncio.create_task(open_loop(send, rate, 3_600, stop=stop))
+            start = time.monotonic()
+            await asyncio.sleep(BASELINE_S)
+            windows, peak_mb, before_mb = [], 0.0, pss_mb(self._sessions())
+            for number in range(switches):
+                verb = ("activate", "2") if number % 2 == 0 else ("rollback",)
+                began = time.monotonic()
+                peak_mb = max(peak_mb, await self._release(*verb))
+                windows.append((began, time.monotonic()))
+                await asyncio.sleep(PAUSE_S)
+            stop.set()
+            calls = await load
+        return self._switch_rows(
+            calls, start, windows, {"capacity_rps": capacity, "before_mb": before_mb, "peak_mb": peak_mb}
+        )
+
+    async def _release(self, *verb: str) -> float:
+        """Run `pinrec release ...`; returns the stack's largest memory meanwhile. Raises if it fails."""
+        words = ("release", *verb, "--releases", str(self._world.releases), "--gateway", self._gateway)
+        process = await asyncio.create_subprocess_exec(
+            *pinrec(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        done, peak_mb = asyncio.create_task(process.communicate()), 0.0
+        while not done.done():
+            peak_mb = max(peak_mb, await asyncio.to_thread(pss_mb, self._sessions()))
+            await asyncio.wait([done], timeout=0.5)
+        if process.returncode:
+            raise RuntimeError(f"pinrec {' '.join(words)}: {done.result()[0].decode()}")
+        return peak_mb
+
+    def _switch_rows(
+        self, calls: list[Call], start: float, windows: list[tuple[float, float]], figures: dict[str, float]
+    ) -> list[Row]:
+        before = [call for call in calls if call.scheduled_s < start + BASELINE_S]
+        during = [call for call in calls if any(began <= call.scheduled_s <= ended for began, ended in windows)]
+        failed = sum(call.code is not grpc.StatusCode.OK for call in calls)
+        answered = {call.answer.release for call in calls if call.answer is not None}
+        mixed = self._metric("pinrec_gateway_mixed_release_total")
+        (p99_before,), (p99_during,) = percentiles_ms(before, 99), percentiles_ms(during, 99)
+        seconds = [ended - began for began, ended in windows]
+        figures = {
+            **figures, "calls": len(calls), "failed": failed, "mixed": mixed, "p99_before_ms": p99_before,
+            "p99_during_ms": p99_during, "switch_s_median": float(np.median(seconds)),
+        }  # fmt: skip
+        return [
+            Row(
+                f"activate / rollback at {SHARE_OF_CAPACITY:.0%} of capacity, {len(windows)} times",
+                "0 failed, 0 mixed",
+                f"{len(calls):,} calls, {failed} failed, {mixed:.0f} mixed, answered by releases {sorted(answered)}; "
+                f"a switch takes {np.median(seconds):.1f} s (median)",
+                failed == mixed == 0 and answered == {1, 2},
+                figures,
+            ),
+            Row(
+                "p99 during a switch / before",
+                f"<= {P99_BAR}",
+                f"{p99_during / p99_before:.2f} ({p99_during:.1f} ms against {p99_before:.1f} ms)",
+                p99_during / p99_before <= P99_BAR,
+                figures,
+            ),
+            Row(
+                "memory of the stack (PSS) while two releases are open / before",
+                "stated",
+                f"{figures['peak_mb']:.0f} MB / {figures['before_mb']:.0f} MB",
+                None,
+                figures,
+            ),
+        ]
+
+    async def delete_under_load(self, requests: int) -> list[Row]:
+        """Delete items that were just returned; none may come back a second after its acknowledgement."""
+        async with (
+            grpc.aio.insecure_channel(self._gateway, _OPTIONS) as channel,
+            grpc.aio.insecure_channel(f"{self._stack.host}:{self._stack.items_port}", _OPTIONS) as to_items,
+        ):
+            latest: list[int] = []
+            send, items = _sender(CandidateServiceStub(channel), latest), ItemServiceStub(to_items)
+            capacity = len(await closed_loop(send, CAPACITY_CALLERS, CAPACITY_S)) / CAPACITY_S
+            rate, gone = capacity * SHARE_OF_CAPACITY, {}
+            load = asyncio.create_task(open_loop(send, rate, requests / rate * 1.1, seed=1))
+            while not load.done():
+                item = next((one for one in latest if one not in gone), None)
+                if item is not None:
+                    await items.DeleteItems(DeleteItemsRequest(item_ids=[item]), timeout=10)
+                    gone[item] = time.monotonic()
+                await asyncio.wait([load], timeout=DELETE_EVERY_S)
+            calls = load.result()
+        returned = sum(came_back(call, gone) for call in calls)
+        short = sum(call.answer is not None and len(call.answer.candidates) < NUM_CANDIDATES for call in calls)
+        failed = sum(call.code is not grpc.StatusCode.OK for call in calls)
+        figures = {"requests": len(calls), "deleted": len(gone), "returned": returned, "short": short, "failed": failed}
+        return [
+            Row(
+                f"a deleted item is returned later than its acknowledgement + {GRACE_S:.0f} s",
+                "0 in 10,000 requests under load",
+                f"{returned} in {len(calls):,} requests while {len(gone)} items were deleted; {short} lists short, "
+                f"{failed} failed",
+                returned == short == failed == 0 and bool(gone),
+                figures,
+            )
+        ]
+
+    def _sessions(self) -> list[int]:
+        """Sessions of `pinrec up` and of the processes that it started."""
+        return sessions_under(self._up_pid)
+
+    def _metric(self, name: str) -> float:
+        url = f"http://{self._stack.host}:{self._stack.gateway_metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            lines = reply.read().decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+
+NUM_CANDIDATES = 50
+
+
+def _sender(stub: CandidateServiceStub, latest: list[int] | None = None):  # noqa: ANN202  a coroutine function
+    """Call i asks for user i's candidates; `latest` is told the newest answer's items."""
+
+    async def send(number: int):  # noqa: ANN202
+        share = number % 5 / 4
+        request = GetCandidatesRequest(
+            user_id=1 + number * 7_919 % USERS,
+            surface=("home", "related")[number % 2],
+            budget={"save": share, "click": 1 - share} if 0 < share < 1 else {"save": 1.0},
+            num_candidates=NUM_CANDIDATES,
+        )
+        answer = await stub.GetCandidates(request, timeout=5)
+        if latest is not None:
+            latest[:] = [candidate.item_id for candidate in answer.candidates]
+        return answer
+
+    return send
+
+
+def came_back(call: Call, gone: dict[int, float]) -> bool:
+    """Whether an answer that was asked for after the grace time holds an item that was gone by then."""
+    if call.answer is None:
+        return False
+    sent_s = call.scheduled_s + call.late_s
+    return any(gone.get(candidate.item_id, sent_s) + GRACE_S < sent_s for candidate in call.answer.candidates)
+
+
+def sessions_under(pid: int) -> list[int]:
+    """A process's session and those of its children."""
+    stats = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            stats[int(folder.name)] = int(fields[1]), int(fields[3])
+        except (OSError, ValueError, IndexError):
+            continue
+    children = {session for parent, session in stats.values() if parent == pid}
+    return sorted(children)
+
+
+def damaged_releases(world: World, stack: Stack) -> Row:
+    """Try to activate fifty damaged releases of the running stack."""
+    gateway, reasons = f"{stack.host}:{stack.gateway_port}", []
+    listed = mutations(world.releases / "2")
+    state = releases.serving_state(world.releases)
+    for number, mutation in enumerate(listed, start=100):
+        folder = copy_as(world.releases, 2, number)
+        mutation.apply(folder, world.releases / "1")
+        reasons.append(refusal(lambda number=number: releases.open_release(world.releases, number)))
+        shutil.rmtree(folder)
+    untouched = releases.serving_state(world.releases) == state and serves(gateway)
+    return Row(
+        f"damaged releases ({len(listed)} mutations)",
+        "all refused with the reason, service untouched",
+        f"{sum(map(bool, reasons))} refused; service {'untouched' if untouched else 'CHANGED'}",
+        all(reasons) and len(reasons) == len(listed) and untouched,
+        {"reasons": dict(zip([m.name for m in listed], reasons, strict=True))},
+    )
+
+
+if __name__ == "__main__":
+    main()
