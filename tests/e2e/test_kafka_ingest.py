@@ -167,7 +167,7 @@ def test_nothing_is_lost_or_doubled_when_the_service_and_the_consumer_are_killed
     signals.end(signal.SIGKILL)
     signals.start()
     left = cluster.uncommitted(topic)
-    assert 0 < left
+    assert left > 0
     assert eventually(lambda: cluster.uncommitted(topic) < left)
     consumer.kill()
     consumer.wait()
