@@ -110,15 +110,13 @@ def _checked_facts(folder: Path, digest: str) -> dict[str, Any] | None:
     """What compiled.json says, if its arrays are whole and made of the manifest with this digest; else None."""
     try:
         facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
-    except (OSError, ValueError):
+        whole = (facts["format"], facts["view"]) == (FORMAT, digest) and all(
+            (folder / name).stat().st_size == size and sha256_of(folder / name) == sha256
+            for name, (size, sha256) in ((f"{array}.npy", facts["files"][f"{array}.npy"]) for array in ARRAY_NAMES)
+        )
+        return facts if whole and {"actions", "surfaces"} <= set(facts) else None
+    except (OSError, ValueError, KeyError, TypeError):  # damaged in whatever way
         return None
-    if facts.get("format") != FORMAT or facts.get("view") != digest:
-        return None
-    whole = all(
-        (folder / name).is_file() and (folder / name).stat().st_size == size and sha256_of(folder / name) == sha256
-        for name, (size, sha256) in facts["files"].items()
-    )
-    return facts if whole else None
 
 
 def _compile(dest: Path, manifest: ViewManifest, digest: str, folder: Path) -> None:

@@ -91,9 +91,11 @@ def verify_files(dest: Path, manifest: ViewManifest) -> list[Path]:
             digest = sha256_of(folder / name) if size == facts["bytes"] else ""
         except OSError as error:
             raise InvalidData(f"{where}: file {name} cannot be read: {error.strerror}") from error
+        except (KeyError, TypeError) as error:
+            raise InvalidData(f"{where}: {MANIFEST} does not say size and sha256 of {name}") from error
         if size != facts["bytes"]:
             raise InvalidData(f"{where}: file {name} has {size} bytes; manifest: {facts['bytes']}")
-        if digest != facts["sha256"]:
+        if digest != facts.get("sha256"):
             raise InvalidData(f"{where}: file {name} does not match its sha256")
     return [folder / name for name in sorted(manifest.files)]
 

@@ -92,6 +92,14 @@ def test_damaged_arrays_are_compiled_again(tmp_path, name, change):
     assert open_batch_view(dest).read(7).item_ids.tolist() == [10, 20]
 
 
+@pytest.mark.parametrize("facts", [{"files": 1}, {"files": {}}, {"view": None}, {"format": 0}])
+def test_facts_of_another_shape_are_compiled_again(tmp_path, facts):
+    dest = build(tmp_path, 10)
+    open_batch_view(dest)
+    change_json(dest / COMPILED / "1" / "compiled.json", **facts)
+    assert open_batch_view(dest).read(7).item_ids.tolist() == [10]
+
+
 def test_arrays_of_another_view_with_the_same_number_are_compiled_again(tmp_path):
     one, other = build(tmp_path / "one", 10), build(tmp_path / "other", 20)
     assert open_batch_view(one, tmp_path / "cache").read(7).item_ids.tolist() == [10]
