@@ -9,10 +9,10 @@ BIN    := .venv/bin
 PINREC := $(BIN)/pinrec
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-data demo up loadtest bench-steering proto clean
+.PHONY: help setup check format test test-data demo up loadtest bench-steering chaos-signals chaos-release proto clean
 
 help: ## Show this help
-	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: .venv/.ready ## Virtual environment with the project (EXTRA=cpu|gpu) and a Triton server beside it
 
@@ -50,6 +50,12 @@ loadtest: setup ## 60 seconds of locust against a running gateway (make up, in a
 
 bench-steering: setup ## Does a budget steer? Trains uc, oc, mt_oc on the synthetic world; docs/figures (15 minutes)
 	$(BIN)/python -m benchmarks.steering --work $(WORK)/steering --report docs/figures
+
+chaos-signals: setup ## kill -9, power loss, ingest, reads, the daily job: bars and what was measured (15 minutes)
+	$(BIN)/python -m benchmarks.chaos.signals --work $(WORK)/chaos-signals --report docs/figures
+
+chaos-release: setup ## Switches, damage, deletions and additions under load: bars and what was measured (15 minutes)
+	$(BIN)/python -m benchmarks.chaos.releases --work $(WORK)/chaos-release --report docs/figures
 
 proto: setup ## Regenerate the stubs of services/proto
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. services/proto/*.proto

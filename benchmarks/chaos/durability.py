@@ -24,8 +24,9 @@ from services.cli.up import processes
 from services.proto.signals_pb2 import AppendEventsRequest
 from services.proto.signals_pb2_grpc import SignalServiceStub
 
-APPENDS = 100
-USER = 77
+APPENDS, CUT_EVERY = 100, 10
+USER = 7_000_077
+"""Nobody of the log."""
 _WRITES = ("write", "writev", "pwrite64")
 _SYNCS = ("fsync", "fdatasync")
 _CALL = re.compile(r"^(\d+) +([\d.]+) (\w+)\(\d+<([^>]*\.log)>.*?(?:= (-?\d+) <([\d.]+)>|<unfinished)")
@@ -40,15 +41,16 @@ class LogCall(NamedTuple):
     ended: float
 
 
-def power_loss(world: World, folder: Path) -> list[Row]:
+def power_loss(world: World, folder: Path, appends: int = APPENDS) -> list[Row]:
     """Trace the real service while it acknowledges; then cut its log back to where each acknowledgement found it."""
     if shutil.which("strace") is None:
         return [Row("power loss: system calls of the signal service", "strace", "strace is not installed", False)]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    trace, spans, sizes = traced_appends(world, folder)
+    trace, spans, sizes = traced_appends(world, folder, appends)
     synced = sum(is_synced(span, log_calls(trace)) for span in spans)
-    kept = sum(survives_cut(world, folder, place, size) for place, size in list(enumerate(sizes))[:: APPENDS // 10])
+    cuts = list(enumerate(sizes))[::CUT_EVERY]
+    kept = sum(survives_cut(world, folder, place, size) for place, size in cuts)
     return [
         Row(
             "power loss: system calls between an append and its acknowledgement",
@@ -60,14 +62,14 @@ def power_loss(world: World, folder: Path) -> list[Row]:
         Row(
             "power loss: a store whose log is cut back to its bytes at an acknowledgement",
             "every event acknowledged by then is there",
-            f"{kept} of 10 cuts",
-            kept == 10,
-            {"cuts": 10, "kept": kept},
+            f"{kept} of {len(cuts)} cuts",
+            kept == len(cuts) > 0,
+            {"cuts": len(cuts), "kept": kept},
         ),
     ]
 
 
-def traced_appends(world: World, folder: Path) -> tuple[Path, list[tuple[float, float]], list[int]]:
+def traced_appends(world: World, folder: Path, appends: int) -> tuple[Path, list[tuple[float, float]], list[int]]:
     """Appends one after the other: the trace, when each was sent and acknowledged, and the log's size at that time."""
     trace, stack = folder / "trace", world.stack(folder / "signals")
     process = next(p for p in processes(stack) if p.name == "signals")
@@ -78,7 +80,7 @@ def traced_appends(world: World, folder: Path) -> tuple[Path, list[tuple[float, 
     spans, sizes, start_ms = [], [], int(time.time() * 1000) - 3_600_000
     with grpc.insecure_channel(f"{stack.host}:{stack.signals_port}") as channel:
         stub = SignalServiceStub(channel)
-        for number in range(APPENDS):
+        for number in range(appends):
             events = [event_of(USER, number * BATCH + i, start_ms) for i in range(BATCH)]
             sent = time.time()
             stub.AppendEvents(AppendEventsRequest(events=events), timeout=30)

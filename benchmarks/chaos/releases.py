@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,26 +27,30 @@ import grpc
 import numpy as np
 
 from benchmarks.chaos import adding
-from benchmarks.chaos.mutations import copy_as, mutations, refusal
+from benchmarks.chaos.mutations import Mutation, copy_as, mutations, refusal
 from benchmarks.chaos.parts import pss_mb, wait_for
 from benchmarks.chaos.table import Row, finish, save, show
 from benchmarks.chaos.world import USERS, World, make_world
 from loadtest.open_loop import Call, closed_loop, open_loop, percentiles_ms
 from pinrec_core import release as releases
+from services.cli.switch import RemoteGateway, Switch
 from services.cli.up import Stack, serves
-from services.proto.candidates_pb2 import GetCandidatesRequest
+from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 from services.proto.items_pb2 import DeleteItemsRequest
 from services.proto.items_pb2_grpc import ItemServiceStub
 
 SHARE_OF_CAPACITY = 0.5
-CAPACITY_CALLERS, CAPACITY_S = 8, 10.0
-BASELINE_S, PAUSE_S = 20.0, 1.0
+CAPACITY_CALLERS, PAUSE_S = 8, 1.0
 P99_BAR = 2.0
 DELETE_EVERY_S = 0.25
 GRACE_S = 1.0
 """How long after its acknowledgement a deleted item may still be returned."""
+NUM_CANDIDATES = 50
 _OPTIONS = [("grpc.max_reconnect_backoff_ms", 500)]
+
+Send = Callable[[int], Awaitable[GetCandidatesResponse]]
+"""Makes call number i."""
 
 
 @click.command()
@@ -62,7 +66,7 @@ def main(work: Path, report: Path | None, switches: int, requests: int, items: i
         target = Target(world, stack, session)
         rows = [show(row) for row in asyncio.run(target.switch_under_load(switches))]
         rows += [show(row) for row in asyncio.run(target.delete_under_load(requests))]
-        rows.append(show(damaged_releases(world, stack)))
+        rows.append(show(damaged_releases(world, stack, mutations(world.releases / "2"))))
     rows += [show(row) for row in adding.measure(work / "adding", items)]
     if report is not None:
         save(rows, report / "chaos-release.json", "make chaos-release")
@@ -72,7 +76,7 @@ def main(work: Path, report: Path | None, switches: int, requests: int, items: i
 @contextmanager
 def running(world: World, work: Path) -> Iterator[tuple[Stack, int]]:
     """`pinrec up` on the world's release 1, and its session."""
-    releases.activate(world.releases, 1)
+    releases.write_serving_state(world.releases, releases.ServingState(1, (1,)))
     shutil.rmtree(work / "state", ignore_errors=True)
     stack = world.stack(work / "state" / "signals")
     words = ["up", "--releases", stack.releases, "--signals-data", stack.signals_data, "--batch-view", stack.batch_view]
@@ -95,24 +99,30 @@ def pinrec(*words: str) -> list[str]:
 
 
 class Target:
-    """A running stack that is asked for candidates while something else is done to it."""
+    """A running stack that is asked for candidates while something else is done to it.
 
-    def __init__(self, world: World, stack: Stack, up_pid: int) -> None:
+    `capacity_s` and `baseline_s`: how long the capacity is measured, and the load before the first switch.
+    """
+
+    def __init__(
+        self, world: World, stack: Stack, up_pid: int, capacity_s: float = 10.0, baseline_s: float = 20.0
+    ) -> None:
         self._world = world
         self._stack = stack
         self._up_pid = up_pid
+        self._capacity_s = capacity_s
+        self._baseline_s = baseline_s
         self._gateway = f"{stack.host}:{stack.gateway_port}"
 
     async def switch_under_load(self, switches: int) -> list[Row]:
         """Activate release 2 and roll back, again and again, at half of the capacity."""
         async with grpc.aio.insecure_channel(self._gateway, _OPTIONS) as channel:
             send = _sender(CandidateServiceStub(channel))
-            await closed_loop(send, CAPACITY_CALLERS, CAPACITY_S / 2)
-            capacity = len(await closed_loop(send, CAPACITY_CALLERS, CAPACITY_S)) / CAPACITY_S
-            rate, stop = capacity * SHARE_OF_CAPACITY, asyncio.Event()
+            capacity, stop = await self._capacity(send), asyncio.Event()
+            rate = capacity * SHARE_OF_CAPACITY
             load = asyncio.create_task(open_loop(send, rate, 3_600, stop=stop))
             start = time.monotonic()
-            await asyncio.sleep(BASELINE_S)
+            await asyncio.sleep(self._baseline_s)
             windows, peak_mb, before_mb = [], 0.0, pss_mb(self._sessions())
             for number in range(switches):
                 verb = ("activate", "2") if number % 2 == 0 else ("rollback",)
@@ -125,6 +135,12 @@ class Target:
         return self._switch_rows(
             calls, start, windows, {"capacity_rps": capacity, "before_mb": before_mb, "peak_mb": peak_mb}
         )
+
+    async def _capacity(self, send: Send) -> float:
+        """Answers a second that callers without a pause get, after as many to warm up."""
+        for _ in range(2):
+            calls = await closed_loop(send, CAPACITY_CALLERS, self._capacity_s)
+        return len(calls) / self._capacity_s
 
     async def _release(self, *verb: str) -> float:
         """Run `pinrec release ...`; returns the stack's largest memory meanwhile. Raises if it fails."""
@@ -143,7 +159,7 @@ class Target:
     def _switch_rows(
         self, calls: list[Call], start: float, windows: list[tuple[float, float]], figures: dict[str, float]
     ) -> list[Row]:
-        before = [call for call in calls if call.scheduled_s < start + BASELINE_S]
+        before = [call for call in calls if call.scheduled_s < start + self._baseline_s]
         during = [call for call in calls if any(began <= call.scheduled_s <= ended for began, ended in windows)]
         failed = sum(call.code is not grpc.StatusCode.OK for call in calls)
         answered = {call.answer.release for call in calls if call.answer is not None}
@@ -187,8 +203,7 @@ class Target:
         ):
             latest: list[int] = []
             send, items = _sender(CandidateServiceStub(channel), latest), ItemServiceStub(to_items)
-            capacity = len(await closed_loop(send, CAPACITY_CALLERS, CAPACITY_S)) / CAPACITY_S
-            rate, gone = capacity * SHARE_OF_CAPACITY, {}
+            rate, gone = await self._capacity(send) * SHARE_OF_CAPACITY, {}
             load = asyncio.create_task(open_loop(send, rate, requests / rate * 1.1, seed=1))
             while not load.done():
                 item = next((one for one in latest if one not in gone), None)
@@ -223,13 +238,10 @@ class Target:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
-NUM_CANDIDATES = 50
-
-
-def _sender(stub: CandidateServiceStub, latest: list[int] | None = None):  # noqa: ANN202  a coroutine function
+def _sender(stub: CandidateServiceStub, latest: list[int] | None = None) -> Send:
     """Call i asks for user i's candidates; `latest` is told the newest answer's items."""
 
-    async def send(number: int):  # noqa: ANN202
+    async def send(number: int) -> GetCandidatesResponse:
         share = number % 5 / 4
         request = GetCandidatesRequest(
             user_id=1 + number * 7_919 % USERS,
@@ -237,7 +249,7 @@ def _sender(stub: CandidateServiceStub, latest: list[int] | None = None):  # noq
             budget={"save": share, "click": 1 - share} if 0 < share < 1 else {"save": 1.0},
             num_candidates=NUM_CANDIDATES,
         )
-        answer = await stub.GetCandidates(request, timeout=5)
+        answer: GetCandidatesResponse = await stub.GetCandidates(request, timeout=5)
         if latest is not None:
             latest[:] = [candidate.item_id for candidate in answer.candidates]
         return answer
@@ -266,15 +278,15 @@ def sessions_under(pid: int) -> list[int]:
     return sorted(children)
 
 
-def damaged_releases(world: World, stack: Stack) -> Row:
-    """Try to activate fifty damaged releases of the running stack."""
+def damaged_releases(world: World, stack: Stack, listed: Sequence[Mutation]) -> Row:
+    """Try to activate damaged copies of release 2 on the running stack, by the verb's own function."""
     gateway, reasons = f"{stack.host}:{stack.gateway_port}", []
-    listed = mutations(world.releases / "2")
     state = releases.serving_state(world.releases)
+    switch = Switch(world.releases, [RemoteGateway(gateway)], wait_s=60, say=lambda _: None)
     for number, mutation in enumerate(listed, start=100):
         folder = copy_as(world.releases, 2, number)
         mutation.apply(folder, world.releases / "1")
-        reasons.append(refusal(lambda number=number: releases.open_release(world.releases, number)))
+        reasons.append(refusal(lambda number=number: switch.to(number)))
         shutil.rmtree(folder)
     untouched = releases.serving_state(world.releases) == state and serves(gateway)
     return Row(

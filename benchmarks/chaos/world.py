@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pinrec_core.config import config_from_dict
@@ -52,6 +53,7 @@ def make_world(work: Path) -> World:
     from pinrec_core.batch_job.job import build_batch_view
     from pinrec_core.data.dataset import open_dataset
     from pinrec_core.data.synthetic import SyntheticSpec, SyntheticWorld
+    from pinrec_core.golden import add_golden
     from pinrec_core.model.pinrec import PinRec
     from pinrec_core.train.export import export
 
@@ -61,8 +63,10 @@ def make_world(work: Path) -> World:
     config = config_from_dict(CONFIG)
     SyntheticWorld(SyntheticSpec(users=USERS, items=ITEMS, events=EVENTS)).write(world.data)
     dataset = open_dataset(world.data, config)
+    golden = partial(add_golden, titles=dataset.titles, request_time_ms=dataset.watermark_ms)
     for seed in (1, 2):
         torch.manual_seed(seed)
-        export(PinRec(config, dataset.vocabulary, dataset.items.content.shape[1]), dataset, world.releases)
+        model = PinRec(config, dataset.vocabulary, dataset.items.content.shape[1])
+        export(model, dataset, world.releases, add_golden=golden)
     build_batch_view(world.data, world.batch_views)
     return world

@@ -39,4 +39,3 @@ def with_event_ids(events: Sequence[Event]) -> list[Event]:
     )
     ids = iter(derived_event_ids(keys)[0].tolist())
     return [event if event.event_id else event._replace(event_id=next(ids)) for event in events]
-

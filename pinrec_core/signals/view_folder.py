@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pinrec_core.errors import InvalidData, Unavailable
-from pinrec_core.release import sha256_of
+from pinrec_core.release.files import sha256_of, sync, write_json
 
 CURRENT = "current.json"
 MANIFEST = "manifest.json"
@@ -132,14 +132,10 @@ def publish(dest: Path, staging: Path, manifest: ViewManifest, keep: int) -> Vie
     (staging / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True))
     staging.chmod(0o755)
     for path in (*parts, staging / MANIFEST, *{p.parent for p in parts}, staging):
-        _sync(path)
+        sync(path)
     os.rename(staging, dest / str(version))
-    beside = dest / f".{CURRENT}"
-    beside.write_text(json.dumps({"version": version}))
-    _sync(beside)
-    _sync(dest)
-    os.replace(beside, dest / CURRENT)
-    _sync(dest)
+    sync(dest)
+    write_json(dest / CURRENT, {"version": version})
     for old in versions(dest)[:-keep]:
         shutil.rmtree(dest / str(old))
     return manifest
@@ -159,12 +155,3 @@ def _check_is_ours(dest: Path) -> None:
     strangers = [name for name in strangers if name != CURRENT]
     if strangers:
         raise InvalidData(f"{str(dest)!r} holds {strangers[0]!r}, so it is no folder of batch views: name another one")
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or the entries of a folder are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -277,7 +277,8 @@ def test_health_is_serving(live):
 
 def test_a_generic_client_finds_and_calls_the_service_by_reflection(live):
     database = ProtoReflectionDescriptorDatabase(live.channel)
-    known = {"pinrec.v1.CandidateService", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    ours = {"pinrec.v1.CandidateService", "pinrec.v1.ReleaseService"}
+    known = {*ours, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
     assert set(database.get_services()) == known
     pool = descriptor_pool.DescriptorPool(database)
     method = pool.FindServiceByName("pinrec.v1.CandidateService").FindMethodByName("GetCandidates")

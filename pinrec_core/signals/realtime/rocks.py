@@ -29,6 +29,7 @@ from rocksdict import (
 )
 
 from pinrec_core.errors import InvalidData, Unavailable
+from pinrec_core.release.files import sync
 from pinrec_core.signals.events import Event, with_event_ids
 from pinrec_core.signals.realtime.rows import ROW_VERSION, StoredEvents, encode_row, stored_events
 
@@ -128,7 +129,7 @@ class RocksHistoryStore:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 Checkpoint(self._db).create_checkpoint(str(staging))
                 os.rename(staging, folder)
-                _sync(folder.parent)
+                sync(folder.parent)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
 
@@ -183,9 +184,9 @@ def restore_store(backup: Path, folder: Path) -> int:
             shutil.copytree(backup, staging, dirs_exist_ok=True)
             num_events = _count_rows(staging)
             for path in (*staging.iterdir(), staging):
-                _sync(path)
+                sync(path)
             os.rename(staging, folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return num_events
@@ -292,15 +293,6 @@ def _from(db: Rdict, start: bytes) -> RdictIter:
 
 def _key(user_id: int, timestamp_ms: int, event_id: int) -> bytes:
     return _KEY.pack(user_id + _BIAS, _MAX_INT64 - timestamp_ms, _MAX_UINT64 - event_id)
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
