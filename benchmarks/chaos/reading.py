@@ -32,8 +32,8 @@ CONFIG = {
 def measure(folder: Path) -> list[Row]:
     """Both figures over a real release, batch view and RocksDB store, in this process."""
     fetcher, user_ids = prepared(folder)
-    one = seconds_of(fetcher, [[user] for user in user_ids[:REPEATS]])
-    many = seconds_of(fetcher, [list(part) for part in np.array_split(np.resize(user_ids, 100 * USERS_A_CALL), 100)])
+    one = seconds_of(fetcher, [[user] for user in user_ids[:REPEATS].tolist()])
+    many = seconds_of(fetcher, [part.tolist() for part in np.array_split(np.resize(user_ids, 100 * USERS_A_CALL), 100)])
     return [
         _row(
             f"one merged history ({BATCH_EVENTS} batch + {REALTIME_EVENTS} realtime events, content)", one, ONE_BAR_MS
