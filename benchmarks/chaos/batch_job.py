@@ -73,7 +73,7 @@ def compare(first: Path, second: Path) -> tuple[int, bool]:
     """Rows of the first job's view, and whether the second has the very same."""
     tables = []
     for views in (first, second):
-        table = pq.read_table(views / "1")
+        table = pq.read_table(sorted((views / "1").rglob("*.parquet")))
         tables.append(
             table.select(sorted(table.column_names)).sort_by(
                 [("user_id", "ascending"), ("timestamp_ms", "ascending"), ("event_id", "ascending")]
