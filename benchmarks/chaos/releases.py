@@ -123,18 +123,17 @@ class Target:
             load = asyncio.create_task(open_loop(send, rate, 3_600, stop=stop))
             start = time.monotonic()
             await asyncio.sleep(self._baseline_s)
-            windows, peak_mb, before_mb = [], 0.0, pss_mb(self._sessions())
+            windows = []
             for number in range(switches):
-                verb = ("activate", "2") if number % 2 == 0 else ("rollback",)
                 began = time.monotonic()
-                peak_mb = max(peak_mb, await self._release(*verb))
+                await self._release(*(("activate", "2") if number % 2 == 0 else ("rollback",)))
                 windows.append((began, time.monotonic()))
                 await asyncio.sleep(PAUSE_S)
+            # Reading a process's memory map holds it up, so memory is looked at in one more switch.
+            memory = {"before_mb": pss_mb(self._sessions()), "peak_mb": await self._peak_mb("rollback")}
             stop.set()
             calls = await load
-        return self._switch_rows(
-            calls, start, windows, {"capacity_rps": capacity, "before_mb": before_mb, "peak_mb": peak_mb}
-        )
+        return self._switch_rows(calls, start, windows, {"capacity_rps": capacity, **memory})
 
     async def _capacity(self, send: Send) -> float:
         """Answers a second that callers without a pause get, after as many to warm up."""
@@ -142,18 +141,23 @@ class Target:
             calls = await closed_loop(send, CAPACITY_CALLERS, self._capacity_s)
         return len(calls) / self._capacity_s
 
-    async def _release(self, *verb: str) -> float:
-        """Run `pinrec release ...`; returns the stack's largest memory meanwhile. Raises if it fails."""
+    async def _release(self, *verb: str) -> None:
+        """Run `pinrec release ...`. Raises RuntimeError with its output if it fails."""
         words = ("release", *verb, "--releases", str(self._world.releases), "--gateway", self._gateway)
         process = await asyncio.create_subprocess_exec(
             *pinrec(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        done, peak_mb = asyncio.create_task(process.communicate()), 0.0
+        output, _ = await process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"pinrec {' '.join(words)}: {output.decode()}")
+
+    async def _peak_mb(self, *verb: str) -> float:
+        """The stack's largest memory during one such command."""
+        done, peak_mb = asyncio.create_task(self._release(*verb)), 0.0
         while not done.done():
             peak_mb = max(peak_mb, await asyncio.to_thread(pss_mb, self._sessions()))
-            await asyncio.wait([done], timeout=0.5)
-        if process.returncode:
-            raise RuntimeError(f"pinrec {' '.join(words)}: {done.result()[0].decode()}")
+            await asyncio.wait([done], timeout=0.1)
+        await done
         return peak_mb
 
     def _switch_rows(

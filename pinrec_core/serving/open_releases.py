@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,19 +24,6 @@ class Stage(Protocol):
 
 OpenStage = Callable[[Release], Stage]
 
-_NICE = 10
-"""A tenth of a contended core (Linux: 110 against 1,024). Not weaker: a thread that holds Python's lock and gets no
-core holds up the one that serves.
-"""
-
-
-def yield_the_cores() -> None:
-    """Let this thread, and the threads that it starts, run when little else wants to; for its whole life, since only
-    root may raise a priority again.
-    """
-    if sys.platform == "linux":  # elsewhere a priority belongs to the whole process
-        os.nice(_NICE)
-
 
 class InlineExecutor(Executor):
     """Runs what it is given at once, in the caller's thread: for a stage whose device state belongs to one thread."""
@@ -56,7 +41,8 @@ class InlineExecutor(Executor):
 class OpenReleases:
     """Follows `root/serving.json`: closes what it no longer lists, opens what is new on `executor`.
 
-    The default is a thread of its own for each opening, at low priority if another release is being served meanwhile.
+    The default is a thread of its own for each opening, of ordinary priority: one that holds Python's lock and gets
+    no core holds up the one that serves (with nice 10 and 19 the slowest answers became slower, not faster).
     A release that cannot be opened fails its own requests with the reason, until serving.json changes; the others stay.
     `parts` are the files and folders that the stage reads, and so holds to their checksums first.
     """
@@ -115,9 +101,7 @@ class OpenReleases:
         new = [number for number in self._listed if number not in self._open and number not in self._opening]
         if not new:
             return
-        executor = self._executor or ThreadPoolExecutor(
-            1, "open-release", initializer=yield_the_cores if self._open else None
-        )
+        executor = self._executor or ThreadPoolExecutor(1, "open-release")
         for number in new:
             log.info("opening release %d", number)
             self._opening[number] = executor.submit(self._open_one, number)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +20,6 @@ from typing import Protocol
 from pinrec_core.errors import PinrecError, ReleaseRefused, Unavailable
 from pinrec_core.release import ServingState, activation_lock, open_release, serving_state, write_serving_state
 from pinrec_core.release.serving import switched
-from pinrec_core.serving.open_releases import yield_the_cores
 from services.common.client import connect
 from services.proto.releases_pb2 import (
     GetReleaseStatusRequest,
@@ -96,9 +94,8 @@ class Switch:
             return self._settle(state)
 
     def _verify(self, number: int) -> None:
-        """Hold every file to its checksum, at low priority: the stack may run on this machine."""
-        with ThreadPoolExecutor(1, initializer=yield_the_cores) as pool:
-            opened = pool.submit(open_release, self.root, number).result()
+        """Hold every file to its checksum."""
+        opened = open_release(self.root, number)
         self.say(f"release {number} is whole: {len(opened.manifest['files'])} files fit their checksums")
 
     def _try(self, state: ServingState, number: int) -> None:

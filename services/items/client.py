@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import grpc
@@ -30,11 +29,6 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),  # a restarted service is found again within a second
 ]
-
-_STARTER = ThreadPoolExecutor(1, "items-starter")
-"""Starts the followers. A thread has the priority of its starter, and a release beside a served one is opened at low
-priority; its follower, which shares a lock with the searches, must run at full. The first release opens alone.
-"""
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +55,7 @@ class ItemFollower:
         self._synced = threading.Event()
         self._after = 0
         self._failing = False
-        thread = threading.Thread(target=self._run, name=f"items-of-{release}", daemon=True)
-        _STARTER.submit(thread.start).result()
+        threading.Thread(target=self._run, name=f"items-of-{release}", daemon=True).start()
 
     def wait(self) -> None:
         """Return once the target has had all changes that there were."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
@@ -159,23 +157,6 @@ def test_a_stage_that_reads_no_file_need_not_verify(root):
     assert opened_inline(root, parts=()).get(2).number == 2
     with pytest.raises(InvalidRelease, match="does not match"):
         opened_inline(root, parts=("decoder.safetensors",)).get(2)
-
-
-def test_opens_beside_a_served_release_at_low_priority(root):
-    nice_of = {}
-
-    def open_stage(release):
-        nice_of[release.number] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        return NumberStage(release)
-
-    serve(root, 1, 1)
-    releases = OpenReleases(root, open_stage)
-    releases.wait()
-    serve(root, 1, 1, 2)
-    releases.wait()
-    served = os.getpriority(os.PRIO_PROCESS, 0)
-    assert nice_of == {1: served, 2: min(19, served + 10)}
-    assert releases.get(2).number == 2
 
 
 def test_an_unexpected_failure_hides_its_text(root, caplog):
