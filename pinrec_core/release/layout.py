@@ -136,6 +136,9 @@ def open_release(root: Path, number: int, verify: bool = True, parts: tuple[str,
     `parts` are files and folders of the release, so that a stage pays for the bytes that it reads and no others.
     Raises InvalidRelease with the reason.
     """
+    if not (root / str(number)).is_dir():
+        there = ", ".join(map(str, list_releases(root))) or "none"
+        raise InvalidRelease(f"release {number} does not exist; there are: {there}")
     return open_folder(root / str(number), number, verify, parts)
 
 

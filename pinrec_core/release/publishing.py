@@ -106,15 +106,13 @@ class Collected:
 def collect(root: Path, keep: int) -> Collected:
     """Remove all but the `keep` newest releases; never one that is active, open or the one to roll back to.
 
-    Raises InvalidRequest for a `keep` below 1, InvalidRelease if serving.json cannot be read, ReleasesLocked.
+    Raises InvalidRequest for a `keep` below 1, InvalidRelease without a readable serving.json, ReleasesLocked.
     """
     if keep < 1:
         raise InvalidRequest("keep", keep, "1 or more")
     with activation_lock(root):
-        used: set[int | None] = set()
-        if (root / "serving.json").exists():
-            state = serving_state(root)
-            used = {state.active, *state.open, state.previous}
+        state = serving_state(root)  # without it nobody can say which release is served
+        used = {state.active, *state.open, state.previous}
         old = [number for number in list_releases(root)[:-keep] if number not in used]
         halves = list(root.glob(".serving.json.*"))  # of an activation that was killed while it wrote
         for half in halves:

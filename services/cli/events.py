@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from pinrec_core.errors import InvalidRelease, InvalidRequest
+from pinrec_core.messages import Status
 from pinrec_core.release import Release, open_release, serving_state
 from pinrec_core.schema import ITEM_TYPE_NAMES, SEARCH_ACTION, ItemType, Vocabulary
 from services.cli.options import INT64, releases_option, signals_option
@@ -65,7 +66,7 @@ def append(
     with connect(address, SignalServiceStub) as stub:
         reply = stub.AppendEvents(signals_pb2.AppendEventsRequest(events=made), timeout=TIMEOUT_S)
     noun = "event" if reply.acknowledged == 1 else "events"
-    click.echo(f"{reply.acknowledged} {noun} of user {user_id} durable at {shown_time(timestamp_ms)}")
+    click.echo(f"{reply.acknowledged} {noun} of user {user_id} durable, with the time {shown_time(timestamp_ms)}")
     warn_of_unknown_words(root, event.action, event.surface)
 
 
@@ -107,6 +108,8 @@ def history(user_id: int, surface: str, count: int, root: Path, address: str) ->
         request = signals_pb2.GetHistoriesRequest(release=active.number, requests=[wanted])
         reply = stub.GetHistories(request, timeout=TIMEOUT_S).histories[0]
     click.echo(f"user {user_id}: {reply.history_length} events, {reply.realtime_events} newer than the batch view")
+    if Status.REALTIME_UNAVAILABLE in Status(reply.status):
+        click.echo("warning: the realtime view cannot be read: newer events are missing here", err=True)
     for line in history_lines(reply, active, count):
         click.echo(line)
 

@@ -20,7 +20,7 @@ def items_at(where: str) -> list[Item]:
 
     Raises InvalidConfig if it is neither, Unavailable if it cannot be read.
     """
-    if Path(where).is_dir():
+    if (Path(where) / "CURRENT").is_file():  # opening any other folder would leave files of RocksDB in it
         return read_items(Path(where))
     if not where.rpartition(":")[2].isdigit():
         raise InvalidConfig(f"--items has value {where!r}; allowed: the folder of an item log, or HOST:PORT")

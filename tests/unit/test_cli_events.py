@@ -84,7 +84,7 @@ def test_appended_events_are_in_the_history_newest_first(signals, releases):
         *("--at", "2026-07-01T12:00:00"),
         signals=signals,
     )
-    assert first.output == "2 events of user 12 durable at 2026-07-01 12:00:00\n"
+    assert first.output == "2 events of user 12 durable, with the time 2026-07-01 12:00:00\n"
     second = run(
         "append",
         "--user",
@@ -97,7 +97,7 @@ def test_appended_events_are_in_the_history_newest_first(signals, releases):
         "1782910801000",
         signals=signals,
     )
-    assert second.output == "1 event of user 12 durable at 2026-07-01 13:00:01\n"
+    assert second.output == "1 event of user 12 durable, with the time 2026-07-01 13:00:01\n"
 
     lines = run("history", "--user", "12", "--releases", str(releases), signals=signals).output.splitlines()
     assert lines[0] == "user 12: 3 events, 3 newer than the batch view"

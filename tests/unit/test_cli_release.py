@@ -103,7 +103,13 @@ def test_gc_keeps_the_newest_and_whatever_is_served(root):
     assert sorted(path.name for path in root.glob(".*") if path.suffix != ".lock") == []
 
 
+def test_gc_removes_nothing_while_nobody_can_say_what_is_served(root):
+    assert run("gc", "--keep", "1", root=root).stderr == "Error: serving state: serving.json is missing\n"
+    assert (root / "1").exists()
+
+
 def test_gc_leaves_a_release_that_is_being_written(root):
+    activate(1, root)
     (root / ".staging-written").mkdir()
     with lock(root / ".publishing.lock", shared=True):
         assert "removed: 0" in run("gc", root=root).output
@@ -151,4 +157,4 @@ def test_verify_says_what_is_wrong_and_activate_refuses_it(root):
 
 
 def test_a_release_that_is_not_there(root):
-    assert activate(7, root).stderr == "Error: release 7: manifest.json is missing\n"
+    assert activate(7, root).stderr == "Error: release 7 does not exist; there are: 1, 2\n"

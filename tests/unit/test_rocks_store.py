@@ -186,8 +186,9 @@ def test_restoring_overwrites_nothing_and_refuses_what_is_damaged(folder, tmp_pa
     with pytest.raises(InvalidData, match="'realtime' is not empty: stop the service that owns it"):
         restore_store(tmp_path / "backup", folder)
     store.close()
-    with pytest.raises(Unavailable, match="backup cannot be restored: No such file or directory"):
-        restore_store(tmp_path / "tuesday", tmp_path / "new")
+    for no_backup in (tmp_path / "tuesday", tmp_path):  # not there, and the folder of all backups
+        with pytest.raises(InvalidData, match="is no backup of a realtime view"):
+            restore_store(no_backup, tmp_path / "new")
     (table,) = (tmp_path / "backup").glob("*.sst")
     flip(table, table.stat().st_size // 3)
     with pytest.raises(Unavailable, match="Corruption"):

@@ -172,9 +172,11 @@ class RocksHistoryStore:
 def restore_store(backup: Path, folder: Path) -> int:
     """Make `folder` a copy of what `backup` wrote, while no process owns it; every row is read as a check.
 
-    Written beside `folder` and renamed. Returns how many events it holds. Raises InvalidData if `folder` holds
-    anything, and Unavailable if the backup is damaged or the copy cannot be written.
+    Written beside `folder` and renamed. Returns how many events it holds. Raises InvalidData if `backup` is none or
+    `folder` holds anything, and Unavailable if the backup is damaged or the copy cannot be written.
     """
+    if not (backup / "CURRENT").is_file():
+        raise InvalidData(f"{backup.name!r} is no backup of a realtime view: name the folder that the backup made")
     if folder.exists() and any(folder.iterdir()):
         raise InvalidData(f"{folder.name!r} is not empty: stop the service that owns it and name an empty folder")
     with _unavailable("backup cannot be restored"):
