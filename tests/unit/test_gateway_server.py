@@ -359,7 +359,7 @@ async def test_a_broken_serving_state_changes_nothing(stack, caplog):
     messages = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert messages == [
         "serving.json is not followed: serving state: serving.json is not readable JSON",
-        "serving.json is not followed: release 3: manifest.json is missing",
+        "serving.json is not followed: release 3 does not exist; there are: 1",
     ]
 
 
