@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks.chaos import adding
 from benchmarks.chaos.mutations import Mutation, copy_as, mutations, refusal
-from benchmarks.chaos.parts import pss_mb, wait_for
+from benchmarks.chaos.parts import pss_mb, sessions_under, wait_for
 from benchmarks.chaos.table import Row, finish, save, show
 from benchmarks.chaos.world import USERS, World, make_world
 from loadtest.open_loop import Call, closed_loop, open_loop, percentiles_ms
@@ -267,19 +267,6 @@ def came_back(call: Call, gone: dict[int, float]) -> bool:
         return False
     sent_s = call.scheduled_s + call.late_s
     return any(gone.get(candidate.item_id, sent_s) + GRACE_S < sent_s for candidate in call.answer.candidates)
-
-
-def sessions_under(pid: int) -> list[int]:
-    """A process's session and those of its children."""
-    stats = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            stats[int(folder.name)] = int(fields[1]), int(fields[3])
-        except (OSError, ValueError, IndexError):
-            continue
-    children = {session for parent, session in stats.values() if parent == pid}
-    return sorted(children)
 
 
 def damaged_releases(world: World, stack: Stack, listed: Sequence[Mutation]) -> Row:
