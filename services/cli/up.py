@@ -8,22 +8,18 @@ import shlex
 import signal
 import socket
 import sys
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.release import list_releases, open_release, serving_state
 from services.cli.supervisor import Process, Supervisor
+from services.common.probe import answers, serves
 from services.triton.command import TritonOptions, clean_shm, command, environment
 from services.triton.tools import locate
 
-_PROBE_S = 1.0
 _PORT = click.IntRange(1, 65_535)
 
 
@@ -35,6 +31,7 @@ class Stack:
     signals_data: Path
     batch_view: Path | None
     items_data: Path | None = None
+    backups: Path | None = None
     host: str = "127.0.0.1"
     gateway_port: int = 8500
     gateway_metrics_port: int = 9500
@@ -78,6 +75,11 @@ class Stack:
     "--items-data",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder where added and deleted items are kept, made if missing.  [default: items, beside --signals-data]",
+)
+@click.option(
+    "--backups",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the copies that `pinrec signals backup` asks for.  [default: backups, beside --signals-data]",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address that everything listens on.")
 @click.option("--gateway-port", default=8500, show_default=True, type=_PORT, help="Where a ranking service calls.")
@@ -169,6 +171,7 @@ def _signals(stack: Stack) -> Process:
         *("--listen", address),
         *("--metrics-port", str(stack.signals_metrics_port)),
         *("--items", f"{stack.host}:{stack.items_port}"),
+        *("--backups", str(stack.backups or stack.signals_data.with_name("backups"))),
     ]
     if stack.batch_view is not None:
         line += ["--batch-view", str(stack.batch_view)]
@@ -219,25 +222,6 @@ def _gateway(stack: Stack) -> Process:
 
 def _unbuffered() -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1"}
-
-
-def serves(address: str) -> bool:
-    """Whether the gRPC health service at `address` says SERVING."""
-    with grpc.insecure_channel(address) as channel:
-        try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_S)
-        except grpc.RpcError:
-            return False
-    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def answers(url: str) -> bool:
-    """Whether a GET of `url` is answered with 200."""
-    try:
-        with urllib.request.urlopen(url, timeout=_PROBE_S) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def calls(stack: Stack) -> str:

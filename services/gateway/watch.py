@@ -13,12 +13,9 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import numpy as np
-
 from pinrec_core.errors import InvalidRelease, PinrecError, Unavailable
-from pinrec_core.messages import CandidateRequest
 from pinrec_core.release import Release, open_release, serving_state
-from pinrec_core.release.golden import CANARY_USER_ID
+from pinrec_core.serving.canary import canary_request
 from services.common.errors import status_of
 from services.common.metrics import GatewayMetrics
 from services.gateway.triton_client import Ensemble
@@ -107,19 +104,7 @@ class ReleaseWatch:
             log.error("serving.json is not followed: %s", error.message)
 
     async def _canary(self, release: Release) -> bool:
-        counts = np.zeros(len(release.vocabulary.outcomes), dtype=np.int32)
-        counts[0] = 1
-        request = CandidateRequest(
-            user_id=CANARY_USER_ID,
-            surface=1,
-            counts=counts,
-            search_query="",
-            exclude_item_ids=np.empty(0, dtype=np.int64),
-            include_seen=True,
-            request_time_ms=int(time.time() * 1000),
-            release=release.number,
-            remaining_ms=int(CANARY_TIMEOUT_S * 1000),
-        )
+        request = canary_request(release, int(CANARY_TIMEOUT_S * 1000))
         code = "OK"
         try:
             await self._ensemble.infer(request, CANARY_TIMEOUT_S, request_id="canary")

@@ -15,7 +15,7 @@ import pytest
 from pinrec_core.messages import CandidateRequest
 from pinrec_core.recommend import Recommendation, Stages, recommend
 from pinrec_core.release import open_release
-from services.cli.up import serves
+from services.common.probe import serves
 from services.gateway.reply import PathOutput
 from services.gateway.triton_client import Ensemble
 from services.items.client import unpack_changes

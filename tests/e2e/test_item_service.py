@@ -23,7 +23,7 @@ from pinrec_core.release import ServingState, open_release, write_serving_state
 from pinrec_core.retrieve.search import Retriever
 from pinrec_core.schema import ItemType
 from services.cli.main import main
-from services.cli.up import serves
+from services.common.probe import serves
 from services.items.client import ItemFollower, unpack_changes
 from services.items.listing import items_at
 from services.proto import items_pb2
@@ -198,7 +198,7 @@ def test_an_export_reads_the_log_or_asks_the_service(releases, tmp_path):
             assert {**vars(one), "embedding": None} == {**vars(other), "embedding": None}
         assert [(item.item_id, item.deleted) for item in asked[-2:]] == [(NEW + 1, True), (17, True)]
         assert asked[-1].sequence == last
-    with pytest.raises(Unavailable, match="no answer from"):
+    with pytest.raises(Unavailable, match="is unavailable"):
         items_at(running.address)
     with pytest.raises(InvalidConfig, match="--items has value 'nothing'; allowed: the folder of an item log, or"):
         items_at("nothing")
@@ -252,4 +252,4 @@ def test_the_command_line(releases, tmp_path):
         refused = pinrec("add", "--from", str(tmp_path / "other.parquet")).strip()
         assert refused == "Error: other.parquet has columns ['id']; needed: item_id, and text or embedding"
         assert "Error: INVALID_ARGUMENT" in pinrec("add", "--item", "1")
-    assert "Error: no answer from" in pinrec("status")
+    assert "is unavailable" in pinrec("status")

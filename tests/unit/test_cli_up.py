@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import socket
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import grpc
 import pytest
 from click.testing import CliRunner
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from pinrec_core.config import Config
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.release import ReleaseFacts, ServingState, publish, write_serving_state
 from pinrec_core.schema import Vocabulary
-from services.cli.up import Stack, answers, calls, check, is_free, processes, serves, up
+from services.cli.up import Stack, calls, check, is_free, processes, up
 
 
 @pytest.fixture
@@ -129,35 +124,3 @@ def test_printed_calls_use_the_releases_words(stack):
     assert f"pinrec recommend --address 127.0.0.1:{stack.gateway_port} --user 1 --surface home" in text
     assert "--budget save=1,click=1" in text
     assert '"surface": "home"' in text
-
-
-def test_grpc_readiness_is_the_health_services_word():
-    servicer = health.HealthServicer()
-    server = grpc.server(ThreadPoolExecutor(1))
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    assert not serves(address)
-    server.start()
-    servicer.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    assert not serves(address)
-    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    assert serves(address)
-    server.stop(None).wait()
-
-
-def test_http_readiness_is_a_200():
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if self.path == "/ready" else 400)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        assert answers(f"{url}/ready")
-        assert not answers(f"{url}/loading")
-        server.shutdown()
-    assert not answers(f"{url}/ready")

@@ -17,13 +17,13 @@ from pinrec_core.config import Config
 from pinrec_core.errors import DeadlineExceeded, ReleaseNotOpen
 from pinrec_core.messages import CandidateRequest, Status
 from pinrec_core.release import ReleaseFacts, ServingState, write_serving_state
+from pinrec_core.release.golden import CANARY_USER_ID
 from pinrec_core.schema import Vocabulary
 from pinrec_core.serving.contract import ENSEMBLE, NUMPY_OF, STAGES
 from pinrec_core.serving.error_words import error_text
 from pinrec_core.serving.triton_io import decode_fields, to_array
 from services.common.server import ServerOptions
 from services.gateway.server import SERVICE, Gateway
-from services.gateway.watch import CANARY_USER_ID
 from services.proto.candidates_pb2 import BatchGetCandidatesRequest, GetCandidatesRequest
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 
