@@ -52,6 +52,8 @@ def _check_sizes(request: GetCandidatesRequest, limits: ServeConfig) -> None:
     if len(request.request_id) > MAX_REQUEST_ID_CHARS:
         value = _shown(request.request_id)
         raise InvalidRequest("request_id", value, f"at most {MAX_REQUEST_ID_CHARS} characters")
+    if request.priority not in GetCandidatesRequest.Priority.values():
+        raise InvalidRequest("priority", request.priority, "0 (INTERACTIVE) or 1 (BATCH)")
 
 
 def _search_query(request: GetCandidatesRequest, vocabulary: Vocabulary) -> str:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fservices/proto/candidates.proto\x12\tpinrec.v1\"\xa7\x02\n\x14GetCandidatesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0f\n\x07surface\x18\x02 \x01(\t\x12;\n\x06\x62udget\x18\x03 \x03(\x0b\x32+.pinrec.v1.GetCandidatesRequest.BudgetEntry\x12\x16\n\x0enum_candidates\x18\x04 \x01(\r\x12\x14\n\x0csearch_query\x18\x05 \x01(\t\x12\x18\n\x10\x65xclude_item_ids\x18\x06 \x03(\x03\x12\x14\n\x0cinclude_seen\x18\x07 \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x08 \x01(\x08\x12\x12\n\nrequest_id\x18\t \x01(\t\x1a-\n\x0b\x42udgetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"C\n\x03Why\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x15\n\rtarget_offset\x18\x02 \x01(\r\x12\x17\n\x0f\x65mbedding_index\x18\x03 \x01(\r\"i\n\tCandidate\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x1b\n\x03why\x18\x04 \x01(\x0b\x32\x0e.pinrec.v1.Why\x12\x0e\n\x06\x66illed\x18\x05 \x01(\x08\"\x94\x03\n\x15GetCandidatesResponse\x12(\n\ncandidates\x18\x01 \x03(\x0b\x32\x14.pinrec.v1.Candidate\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x16\n\x0ehistory_length\x18\x03 \x01(\r\x12\x17\n\x0frealtime_events\x18\x04 \x01(\r\x12\x12\n\ncold_start\x18\x05 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\x06 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x07 \x01(\t\x12N\n\x10stage_latency_ms\x18\x08 \x03(\x0b\x32\x34.pinrec.v1.GetCandidatesResponse.StageLatencyMsEntry\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x1c\n\x14\x65mbeddings_generated\x18\n \x01(\r\x12\x17\n\x0f\x65mbeddings_kept\x18\x0b \x01(\r\x1a\x35\n\x13StageLatencyMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"N\n\x19\x42\x61tchGetCandidatesRequest\x12\x31\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.pinrec.v1.GetCandidatesRequest\"\x8c\x02\n\x1a\x42\x61tchGetCandidatesResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.pinrec.v1.BatchGetCandidatesResponse.Result\x1a\x86\x01\n\x06Result\x12\x34\n\x08response\x18\x01 \x01(\x0b\x32 .pinrec.v1.GetCandidatesResponseH\x00\x12<\n\x05\x65rror\x18\x02 \x01(\x0b\x32+.pinrec.v1.BatchGetCandidatesResponse.ErrorH\x00\x42\x08\n\x06result\x1a&\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t2\xc9\x01\n\x10\x43\x61ndidateService\x12R\n\rGetCandidates\x12\x1f.pinrec.v1.GetCandidatesRequest\x1a .pinrec.v1.GetCandidatesResponse\x12\x61\n\x12\x42\x61tchGetCandidates\x12$.pinrec.v1.BatchGetCandidatesRequest\x1a%.pinrec.v1.BatchGetCandidatesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fservices/proto/candidates.proto\x12\tpinrec.v1\"\x8b\x03\n\x14GetCandidatesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0f\n\x07surface\x18\x02 \x01(\t\x12;\n\x06\x62udget\x18\x03 \x03(\x0b\x32+.pinrec.v1.GetCandidatesRequest.BudgetEntry\x12\x16\n\x0enum_candidates\x18\x04 \x01(\r\x12\x14\n\x0csearch_query\x18\x05 \x01(\t\x12\x18\n\x10\x65xclude_item_ids\x18\x06 \x03(\x03\x12\x14\n\x0cinclude_seen\x18\x07 \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x08 \x01(\x08\x12\x12\n\nrequest_id\x18\t \x01(\t\x12:\n\x08priority\x18\n \x01(\x0e\x32(.pinrec.v1.GetCandidatesRequest.Priority\x1a-\n\x0b\x42udgetEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"&\n\x08Priority\x12\x0f\n\x0bINTERACTIVE\x10\x00\x12\t\n\x05\x42\x41TCH\x10\x01\"C\n\x03Why\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\x15\n\rtarget_offset\x18\x02 \x01(\r\x12\x17\n\x0f\x65mbedding_index\x18\x03 \x01(\r\"i\n\tCandidate\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x1b\n\x03why\x18\x04 \x01(\x0b\x32\x0e.pinrec.v1.Why\x12\x0e\n\x06\x66illed\x18\x05 \x01(\x08\"\x94\x03\n\x15GetCandidatesResponse\x12(\n\ncandidates\x18\x01 \x03(\x0b\x32\x14.pinrec.v1.Candidate\x12\x0f\n\x07release\x18\x02 \x01(\x04\x12\x16\n\x0ehistory_length\x18\x03 \x01(\r\x12\x17\n\x0frealtime_events\x18\x04 \x01(\r\x12\x12\n\ncold_start\x18\x05 \x01(\x08\x12\x10\n\x08\x64\x65graded\x18\x06 \x01(\x08\x12\x17\n\x0f\x64\x65graded_reason\x18\x07 \x01(\t\x12N\n\x10stage_latency_ms\x18\x08 \x03(\x0b\x32\x34.pinrec.v1.GetCandidatesResponse.StageLatencyMsEntry\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x1c\n\x14\x65mbeddings_generated\x18\n \x01(\r\x12\x17\n\x0f\x65mbeddings_kept\x18\x0b \x01(\r\x1a\x35\n\x13StageLatencyMsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"N\n\x19\x42\x61tchGetCandidatesRequest\x12\x31\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.pinrec.v1.GetCandidatesRequest\"\x8c\x02\n\x1a\x42\x61tchGetCandidatesResponse\x12=\n\x07results\x18\x01 \x03(\x0b\x32,.pinrec.v1.BatchGetCandidatesResponse.Result\x1a\x86\x01\n\x06Result\x12\x34\n\x08response\x18\x01 \x01(\x0b\x32 .pinrec.v1.GetCandidatesResponseH\x00\x12<\n\x05\x65rror\x18\x02 \x01(\x0b\x32+.pinrec.v1.BatchGetCandidatesResponse.ErrorH\x00\x42\x08\n\x06result\x1a&\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t2\xc9\x01\n\x10\x43\x61ndidateService\x12R\n\rGetCandidates\x12\x1f.pinrec.v1.GetCandidatesRequest\x1a .pinrec.v1.GetCandidatesResponse\x12\x61\n\x12\x42\x61tchGetCandidates\x12$.pinrec.v1.BatchGetCandidatesRequest\x1a%.pinrec.v1.BatchGetCandidatesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,25 +36,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCANDIDATESRESPONSE_STAGELATENCYMSENTRY']._loaded_options = None
   _globals['_GETCANDIDATESRESPONSE_STAGELATENCYMSENTRY']._serialized_options = b'8\001'
   _globals['_GETCANDIDATESREQUEST']._serialized_start=47
-  _globals['_GETCANDIDATESREQUEST']._serialized_end=342
-  _globals['_GETCANDIDATESREQUEST_BUDGETENTRY']._serialized_start=297
-  _globals['_GETCANDIDATESREQUEST_BUDGETENTRY']._serialized_end=342
-  _globals['_WHY']._serialized_start=344
-  _globals['_WHY']._serialized_end=411
-  _globals['_CANDIDATE']._serialized_start=413
-  _globals['_CANDIDATE']._serialized_end=518
-  _globals['_GETCANDIDATESRESPONSE']._serialized_start=521
-  _globals['_GETCANDIDATESRESPONSE']._serialized_end=925
-  _globals['_GETCANDIDATESRESPONSE_STAGELATENCYMSENTRY']._serialized_start=872
-  _globals['_GETCANDIDATESRESPONSE_STAGELATENCYMSENTRY']._serialized_end=925
-  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_start=927
-  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_end=1005
-  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_start=1008
-  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_end=1276
-  _globals['_BATCHGETCANDIDATESRESPONSE_RESULT']._serialized_start=1102
-  _globals['_BATCHGETCANDIDATESRESPONSE_RESULT']._serialized_end=1236
-  _globals['_BATCHGETCANDIDATESRESPONSE_ERROR']._serialized_start=1238
-  _globals['_BATCHGETCANDIDATESRESPONSE_ERROR']._serialized_end=1276
-  _globals['_CANDIDATESERVICE']._serialized_start=1279
-  _globals['_CANDIDATESERVICE']._serialized_end=1480
+  _globals['_GETCANDIDATESREQUEST']._serialized_end=442
+  _globals['_GETCANDIDATESREQUEST_BUDGETENTRY']._serialized_start=357
+  _globals['_GETCANDIDATESREQUEST_BUDGETENTRY']._serialized_end=402
+  _globals['_GETCANDIDATESREQUEST_PRIORITY']._serialized_start=404
+  _globals['_GETCANDIDATESREQUEST_PRIORITY']._serialized_end=442
+  _globals['_WHY']._serialized_start=444
+  _globals['_WHY']._serialized_end=511
+  _globals['_CANDIDATE']._serialized_start=513
+  _globals['_CANDIDATE']._serialized_end=618
+  _globals['_GETCANDIDATESRESPONSE']._serialized_start=621
+  _globals['_GETCANDIDATESRESPONSE']._serialized_end=1025
+  _globals['_GETCANDIDATESRESPONSE_STAGELATENCYMSENTRY']._serialized_start=972
+  _globals['_GETCANDIDATESRESPONSE_STAGELATENCYMSENTRY']._serialized_end=1025
+  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_start=1027
+  _globals['_BATCHGETCANDIDATESREQUEST']._serialized_end=1105
+  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_start=1108
+  _globals['_BATCHGETCANDIDATESRESPONSE']._serialized_end=1376
+  _globals['_BATCHGETCANDIDATESRESPONSE_RESULT']._serialized_start=1202
+  _globals['_BATCHGETCANDIDATESRESPONSE_RESULT']._serialized_end=1336
+  _globals['_BATCHGETCANDIDATESRESPONSE_ERROR']._serialized_start=1338
+  _globals['_BATCHGETCANDIDATESRESPONSE_ERROR']._serialized_end=1376
+  _globals['_CANDIDATESERVICE']._serialized_start=1379
+  _globals['_CANDIDATESERVICE']._serialized_end=1580
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import sys
 import typing
@@ -21,6 +22,23 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 @typing.final
 class GetCandidatesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _Priority:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _PriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[GetCandidatesRequest._Priority.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        INTERACTIVE: GetCandidatesRequest._Priority.ValueType  # 0
+        """Somebody waits for the answer."""
+        BATCH: GetCandidatesRequest._Priority.ValueType  # 1
+        """Gets only the places that interactive requests leave; what BatchGetCandidates always is."""
+
+    class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper): ...
+    INTERACTIVE: GetCandidatesRequest.Priority.ValueType  # 0
+    """Somebody waits for the answer."""
+    BATCH: GetCandidatesRequest.Priority.ValueType  # 1
+    """Gets only the places that interactive requests leave; what BatchGetCandidates always is."""
 
     @typing.final
     class BudgetEntry(google.protobuf.message.Message):
@@ -47,6 +65,7 @@ class GetCandidatesRequest(google.protobuf.message.Message):
     INCLUDE_SEEN_FIELD_NUMBER: builtins.int
     EXPLAIN_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
     user_id: builtins.int
     surface: builtins.str
     num_candidates: builtins.int
@@ -59,6 +78,8 @@ class GetCandidatesRequest(google.protobuf.message.Message):
     """Fill `why` of each candidate."""
     request_id: builtins.str
     """Echoed; seeds a stochastic allocation; made by the gateway if empty."""
+    priority: Global___GetCandidatesRequest.Priority.ValueType
+    """Who is refused first when there is more to do than can be done."""
     @property
     def budget(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
         """Outcome -> weight; non-negative, sum > 0, normalized by the gateway."""
@@ -77,8 +98,9 @@ class GetCandidatesRequest(google.protobuf.message.Message):
         include_seen: builtins.bool = ...,
         explain: builtins.bool = ...,
         request_id: builtins.str = ...,
+        priority: Global___GetCandidatesRequest.Priority.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["budget", b"budget", "exclude_item_ids", b"exclude_item_ids", "explain", b"explain", "include_seen", b"include_seen", "num_candidates", b"num_candidates", "request_id", b"request_id", "search_query", b"search_query", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["budget", b"budget", "exclude_item_ids", b"exclude_item_ids", "explain", b"explain", "include_seen", b"include_seen", "num_candidates", b"num_candidates", "priority", b"priority", "request_id", b"request_id", "search_query", b"search_query", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
 
 Global___GetCandidatesRequest: typing_extensions.TypeAlias = GetCandidatesRequest
 
@@ -120,7 +142,7 @@ class Candidate(google.protobuf.message.Message):
     """Inner product of item and generated embedding; 0 when filled."""
     outcome: builtins.str
     filled: builtins.bool
-    """From the popular list of (surface, outcome), since retrieval came up short."""
+    """From the popular list of (surface, outcome), since retrieval came up short or did not answer."""
     @property
     def why(self) -> Global___Why: ...
     def __init__(

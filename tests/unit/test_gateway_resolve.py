@@ -131,6 +131,7 @@ def test_a_uc_release_has_the_one_outcome_any():
             "request_id",
             f"request_id has value '{'r' * 40}... (129 characters)'; allowed: at most 128 characters",
         ),
+        ({"priority": 7}, "priority", "priority has value 7; allowed: 0 (INTERACTIVE) or 1 (BATCH)"),
     ],
 )
 def test_a_bad_field_is_named_with_its_value_and_what_is_allowed(changes, field, message):
