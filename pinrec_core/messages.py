@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from enum import IntFlag
-from typing import Annotated, Any, TypeVar
+from functools import cache
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,8 @@ class FetchSignalsInput:
     request_time_ms: RequestTimeMs
     release: ReleaseNumber
     remaining_ms: RemainingMs
+    trace_parent: str = ""
+    """The span that a sampled request belongs to, as W3C writes it: no tensor, Triton's own trace brings it."""
 
 
 @dataclass
@@ -208,9 +211,17 @@ class Candidates:
 M = TypeVar("M")
 
 
+@cache
+def tensor_fields(message: type[Any]) -> dict[str, tuple[Any, Tensor]]:
+    """Field name -> its Python type and its tensor, of those fields of a message that travel as one."""
+    hints = get_type_hints(message, include_extras=True)
+    annotated = {f.name: get_args(hints[f.name]) for f in fields(message)}
+    return {name: (args[0], args[1]) for name, args in annotated.items() if args}
+
+
 def gather(message: type[M], *sources: Any) -> M:
-    """Build `message` from the like-named fields of `sources`: what the ensemble's wiring does between stages."""
-    return message(**{f.name: _field(f.name, sources) for f in fields(message)})  # type: ignore[arg-type]
+    """Build `message` from the like-named tensors of `sources`: what the ensemble's wiring does between stages."""
+    return message(**{name: _field(name, sources) for name in tensor_fields(message)})  # type: ignore[arg-type]
 
 
 def _field(name: str, sources: tuple[Any, ...]) -> Any:

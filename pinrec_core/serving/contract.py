@@ -6,8 +6,8 @@ Letters in dims: see `messages.py`. No tensor is optional, since a batch is cut 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -82,12 +82,10 @@ class StageContract(Contract):
 
 def tensors_of(message: type[Any]) -> tuple[TensorSpec, ...]:
     """The tensors of a message's fields, in order."""
-    hints = get_type_hints(message, include_extras=True)
     specs = []
-    for field in fields(message):
-        annotated, tensor = get_args(hints[field.name])[:2]
+    for name, (annotated, tensor) in messages.tensor_fields(message).items():  # type: ignore[arg-type]
         kind = annotated if isinstance(annotated, type) and annotated in (int, bool, str) else np.ndarray
-        specs.append(TensorSpec(field.name, tensor.dtype, tensor.dims, kind))
+        specs.append(TensorSpec(name, tensor.dtype, tensor.dims, kind))
     return tuple(specs)
 
 

@@ -14,6 +14,7 @@ from pinrec_core.errors import DeadlineExceeded, PinrecError
 from pinrec_core.serving.contract import StageContract
 from pinrec_core.serving.deadline import deadline_of, with_deadline
 from pinrec_core.serving.error_words import UNEXPECTED
+from pinrec_core.serving.log_lines import VARIABLE, stage_lines, start_logging
 from pinrec_core.serving.open_releases import OpenReleases, OpenStage, Stage
 from pinrec_core.serving.triton_io import StageAnswer
 
@@ -79,9 +80,10 @@ def start_host(
 ) -> StageHost:
     """The host of a Triton model: follows `$PINREC_RELEASES/serving.json`, with its releases open and logs on stderr.
 
-    `parts` of a release are what the stage reads. Raises InvalidRelease if none of the listed releases can be opened.
+    `parts` of a release are what the stage reads. Raises InvalidRelease if none of the listed releases can be opened,
+    InvalidConfig for a log format that does not exist.
     """
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s {contract.name}: %(message)s")
+    start_logging(stage_lines(contract.name, os.environ.get(VARIABLE, "text")))
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells at length which instruction sets it tried
     releases = OpenReleases(Path(os.environ["PINREC_RELEASES"]), open_stage, parts, executor)
     releases.wait()

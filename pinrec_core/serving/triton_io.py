@@ -9,6 +9,7 @@ Tensors of zero size work everywhere (over gRPC, between steps, in ragged batche
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,14 @@ def decode_fields(specs: Sequence[TensorSpec], arrays: Mapping[str, NDArray[Any]
 def decode_requests(requests: Sequence[Any], contract: StageContract, pb_utils: Any) -> list[Any]:
     """One message a request, or the PinrecError that answers it: a request that cannot be read fails alone."""
     return [_decode_request(request, contract, pb_utils) for request in requests]
+
+
+def note_trace_parents(batch: Sequence[Any], requests: Sequence[Any]) -> None:
+    """Set `trace_parent` of each message whose request Triton traces: the span of this stage."""
+    for message, request in zip(batch, requests, strict=True):
+        context = request.trace().get_context()  # JSON; None or empty where the request is not traced
+        if context and not isinstance(message, PinrecError):
+            message.trace_parent = json.loads(context).get("traceparent", "")
 
 
 def encode_responses(answers: Sequence[StageAnswer[Any]], contract: StageContract, pb_utils: Any) -> list[Any]:

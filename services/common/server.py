@@ -22,7 +22,9 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from pinrec_core.errors import InvalidConfig, InvalidRequest
 from services.common.errors import status_of
+from services.common.logs import FailedCalls, log_format_option
 from services.common.metrics import RpcMetrics
+from services.common.tracing import NO_TRACING, Tracing
 
 MAX_MESSAGE_BYTES = 16 << 20
 """Largest message accepted or sent: a batch of 256 requests that each exclude 2,000 items stays below it."""
@@ -47,6 +49,7 @@ class ServerOptions:
     reflection: bool = True
     linger_s: float = 0.0
     drain_s: float = 10.0
+    log_format: str = "text"
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -71,6 +74,7 @@ def server_options(listen: str, metrics_port: int) -> Callable[[Command], Comman
             help="Seconds that calls are taken after NOT_SERVING.",
         ),
         click.option("--drain", "drain_s", default=10.0, show_default=True, help="Seconds for calls in flight."),
+        log_format_option,
     ]
 
     def decorate(command: Command) -> Command:
@@ -87,8 +91,15 @@ class GrpcServer:
     Starts as NOT_SERVING for every service and for the server as a whole (the empty name).
     """
 
-    def __init__(self, services: Sequence[str], options: ServerOptions, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        services: Sequence[str],
+        options: ServerOptions,
+        registry: CollectorRegistry,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
         self.options = options
+        self.tracing = tracing
         self.port = 0
         self._registry = registry
         self._services = tuple(services)
@@ -96,7 +107,8 @@ class GrpcServer:
         sizes = [(f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("receive", "send")]
         # Without SO_REUSEPORT a second process on the port fails at once instead of sharing its connections.
         self.server = grpc.aio.server(
-            interceptors=[EdgeInterceptor(RpcMetrics(registry))], options=[*sizes, ("grpc.so_reuseport", 0)]
+            interceptors=[EdgeInterceptor(RpcMetrics(registry), self.tracing)],
+            options=[*sizes, ("grpc.so_reuseport", 0)],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         if options.reflection:
@@ -144,12 +156,8 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self.options.linger_s)
         await self.server.stop(self.options.drain_s)
+        await asyncio.to_thread(self.tracing.close)
         log.info("stopped")
-
-
-def configure_logging() -> None:
-    """Log lines of a process to stderr."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 Handler = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
@@ -158,47 +166,57 @@ Read = Callable[[bytes], Any]
 
 
 class EdgeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """The edge of a process: each call is counted, and what it raises becomes a status by the one table."""
+    """The edge of a process: each call is counted and traced, and what it raises becomes a status by the one table."""
 
-    def __init__(self, metrics: RpcMetrics) -> None:
+    def __init__(self, metrics: RpcMetrics, tracing: Tracing = NO_TRACING) -> None:
         self._metrics = metrics
+        self._tracing = tracing
+        self._failed = FailedCalls()
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> Any:
         """Wrap unary calls and two-way streams that are generators; health watches and unknown methods pass."""
         handler = await continuation(details)
-        method = details.method.rpartition("/")[2]
         # Without a deserializer the bytes come here: what cannot be read is answered by the one table too.
         if handler is not None and handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                self._guard(handler.unary_unary, method, handler.request_deserializer or bytes),
+                self._guard(handler.unary_unary, details, handler.request_deserializer or bytes),
                 response_serializer=handler.response_serializer,
             )
         if handler is not None and inspect.isasyncgenfunction(handler.stream_stream):
             return grpc.stream_stream_rpc_method_handler(
-                self._guard_stream(handler.stream_stream, method, handler.request_deserializer or bytes),
+                self._guard_stream(handler.stream_stream, details, handler.request_deserializer or bytes),
                 response_serializer=handler.response_serializer,
             )
         return handler
 
-    def _guard(self, call: Handler, method: str, read: Read) -> Handler:
+    def _guard(self, call: Handler, details: grpc.HandlerCallDetails, read: Read) -> Handler:
+        method = details.method.rpartition("/")[2]
+
         async def guarded(encoded: bytes, context: grpc.aio.ServicerContext) -> Any:
             start = time.perf_counter()
+            with self._tracing.serve(details.method, details.invocation_metadata) as span:
 
-            def ended(code: grpc.StatusCode) -> None:
-                self._metrics.seconds.labels(method, code.name).observe(time.perf_counter() - start)
+                def ended(code: grpc.StatusCode, message: str) -> None:
+                    elapsed_s = time.perf_counter() - start
+                    self._metrics.seconds.labels(method, code.name).observe(elapsed_s)
+                    self._failed.ended(method, code, message, elapsed_s)
+                    span.ended(code)
 
-            async with _edge(context, ended):
-                return await call(_read(read, encoded), context)
+                add_trailers(context, *span.trailers)
+                async with _edge(context, ended):
+                    return await call(_read(read, encoded), context)
 
         return guarded
 
-    def _guard_stream(self, call: StreamHandler, method: str, read: Read) -> StreamHandler:
+    def _guard_stream(self, call: StreamHandler, details: grpc.HandlerCallDetails, read: Read) -> StreamHandler:
+        method = details.method.rpartition("/")[2]
+
         async def guarded(
             encoded: AsyncIterator[bytes], context: grpc.aio.ServicerContext
         ) -> AsyncGenerator[Any, None]:
-            def ended(code: grpc.StatusCode) -> None:
+            def ended(code: grpc.StatusCode, _: str) -> None:
                 self._metrics.streams.labels(method, code.name).inc()
 
             async with _edge(context, ended), aclosing(call(_read_each(read, encoded), context)) as answers:
@@ -209,20 +227,22 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 @asynccontextmanager
-async def _edge(context: grpc.aio.ServicerContext, ended: Callable[[grpc.StatusCode], None]) -> AsyncIterator[None]:
-    """One call: what it raises reaches the client by the table, and `ended` is told its status code."""
-    code = grpc.StatusCode.CANCELLED
+async def _edge(
+    context: grpc.aio.ServicerContext, ended: Callable[[grpc.StatusCode, str], None]
+) -> AsyncIterator[None]:
+    """One call: what it raises reaches the client by the table, and `ended` is told its status code and message."""
+    code, message = grpc.StatusCode.CANCELLED, ""
     try:
         yield
         code = grpc.StatusCode.OK
     except grpc.aio.AbortError:
-        code = context.code()
+        code, message = context.code(), context.details()
         raise
     except Exception as error:  # the edge: nothing that was raised may reach the client as it is
         code, message = status_of(error)
         await _abort(context, code, message)
     finally:
-        ended(code)
+        ended(code, message)
 
 
 def _read(read: Read, encoded: bytes) -> Any:
@@ -240,9 +260,16 @@ async def _read_each(read: Read, encoded: AsyncIterator[bytes]) -> AsyncIterator
 async def _abort(context: grpc.aio.ServicerContext, code: grpc.StatusCode, message: str) -> None:
     """Tell the client; if it is gone (its deadline passed, it hung up), end as cancelled, which is not logged."""
     try:
-        await context.abort(code, message, _trailers(code))
+        add_trailers(context, *_trailers(code))
+        await context.abort(code, message)
     except grpc.aio.InternalError as error:
         raise asyncio.CancelledError from error
+
+
+def add_trailers(context: grpc.aio.ServicerContext, *pairs: tuple[str, str]) -> None:
+    """Trailing metadata beside what is set already, which gRPC would replace."""
+    if pairs:
+        context.set_trailing_metadata((*context.trailing_metadata(), *pairs))
 
 
 def _trailers(code: grpc.StatusCode) -> tuple[tuple[str, str], ...]:

@@ -25,9 +25,11 @@ from prometheus_client import CollectorRegistry
 from pinrec_core.errors import DeadlineExceeded, InvalidRequest, Overloaded, PinrecError
 from pinrec_core.release import Release
 from services.common.errors import status_of
+from services.common.logs import configure_logging, note_call
 from services.common.metrics import GatewayMetrics, process_registry
 from services.common.one_line import one_line_errors
-from services.common.server import GrpcServer, ServerOptions, configure_logging, server_options
+from services.common.server import GrpcServer, ServerOptions, server_options
+from services.common.tracing import open_tracing
 from services.gateway.in_flight import InFlight
 from services.gateway.releases import RELEASE_SERVICE, ReleaseServicer
 from services.gateway.reply import build_reply, observe_reply
@@ -109,6 +111,7 @@ class CandidateServicer(candidates_pb2_grpc.CandidateServiceServicer):  # type: 
         release = self._watch.active()
         deadline = min(deadline, start + release.config.serve.default_deadline_ms / 1000)
         request_id = request.request_id or uuid.uuid4().hex
+        note_call(request_id=request_id)
         stage_request = resolve(request, release, request_id, int(time.time() * 1000), _remaining_ms(deadline))
         with self._admitted(release):
             called = time.monotonic()
@@ -125,7 +128,7 @@ class CandidateServicer(candidates_pb2_grpc.CandidateServiceServicer):  # type: 
         """A place among the requests in flight, or Overloaded at once: nothing waits for a place."""
         limit = release.config.serve.max_in_flight
         if self._in_flight.total >= limit:
-            self._metrics.shed.inc()
+            self._metrics.shed.labels("places", "INTERACTIVE").inc()
             raise Overloaded(f"{limit} requests are in flight, which is the limit; try again later")
         with self._in_flight.one(release.number):
             yield
@@ -167,8 +170,8 @@ class Gateway:
     ) -> None:
         metrics = GatewayMetrics(registry)
         in_flight = InFlight(metrics.in_flight)
-        self.server = GrpcServer([SERVICE, RELEASE_SERVICE], options, registry)
-        self.ensemble = Ensemble(triton)
+        self.server = GrpcServer([SERVICE, RELEASE_SERVICE], options, registry, open_tracing("gateway"))
+        self.ensemble = Ensemble(triton, self.server.tracing)
         self.watch = ReleaseWatch(releases, self.ensemble, metrics, self.server.set_serving, canary_s)
         candidates_pb2_grpc.add_CandidateServiceServicer_to_server(
             CandidateServicer(self.ensemble, self.watch, in_flight, metrics), self.server.server
@@ -206,7 +209,7 @@ def main(releases: Path, triton: str, canary_s: float, **options: Any) -> None:
     Health is SERVING while canary requests come back from the whole ensemble for the release that serving.json names.
     SIGTERM drains: health NOT_SERVING, calls in flight are answered, then the process ends.
     """
-    configure_logging()
+    configure_logging("gateway", options["log_format"])
     gateway_options = ServerOptions(**options)
 
     async def serve() -> None:

@@ -13,6 +13,7 @@ from pinrec_core.messages import CandidateRequest
 from pinrec_core.serving.contract import ENSEMBLE, STAGES
 from pinrec_core.serving.error_words import error_from_text
 from pinrec_core.serving.triton_io import decode_fields, encode_fields
+from services.common.tracing import NO_TRACING, Tracing
 from services.gateway.reply import PathOutput
 
 CHANNEL_OPTIONS = [
@@ -39,7 +40,8 @@ class EnsembleAnswer:
 class Ensemble:
     """A Triton that serves the `pinrec` ensemble at `address` ("host:port" or "dns:///name:port")."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tracing: Tracing = NO_TRACING) -> None:
+        self._tracing = tracing
         self._client = triton.InferenceServerClient(address, channel_args=CHANNEL_OPTIONS)
 
     async def infer(self, request: CandidateRequest, timeout_s: float, request_id: str) -> EnsembleAnswer:
@@ -53,14 +55,21 @@ class Ensemble:
             batch_of_one = arrays[spec.name][None]
             tensor = triton.InferInput(spec.name, list(batch_of_one.shape), spec.dtype)
             inputs.append(tensor.set_data_from_numpy(batch_of_one))
-        try:
-            result = await self._client.infer(
-                ENSEMBLE.name, inputs, request_id=request_id, client_timeout=max(timeout_s, 0.0)
-            )
-        except InferenceServerException as error:
-            log.debug("Triton: %s", error)
-            raise error_from_text(str(error.message()), str(error.status())) from error
-        return _decode(result)
+        with self._tracing.call(ENSEMBLE.name) as span:
+            try:
+                result = await self._client.infer(
+                    ENSEMBLE.name,
+                    inputs,
+                    request_id=request_id,
+                    client_timeout=max(timeout_s, 0.0),
+                    headers=span.headers,
+                )
+            except InferenceServerException as error:
+                log.debug("Triton: %s", error)
+                raise error_from_text(str(error.message()), str(error.status())) from error
+            answer = _decode(result)
+            span.note(**{f"{stage}_us": us for stage, us in answer.stage_us.items()})
+        return answer
 
     async def close(self) -> None:
         """Close the channel."""

@@ -12,8 +12,8 @@ import click
 from prometheus_client import start_http_server
 
 from pinrec_core.errors import PinrecError
+from services.common.logs import configure_logging, log_format_option
 from services.common.metrics import IngestMetrics, process_registry
-from services.common.server import configure_logging
 from services.ingest.messages import READERS
 from services.signals.validate import MAX_EVENTS
 
@@ -60,14 +60,15 @@ def _pairs(context: click.Context, option: click.Parameter, words: tuple[str, ..
 )
 @click.option("--metrics-host", default="localhost", show_default=True, help="Address of Prometheus metrics.")
 @click.option("--metrics-port", default=9800, show_default=True, help="Their port; 0 = none.")
-def main(metrics_host: str, metrics_port: int, **options: Any) -> None:
+@log_format_option
+def main(metrics_host: str, metrics_port: int, log_format: str, **options: Any) -> None:
     """Append the events of a Kafka topic to the signal service, each exactly once.
 
     Offsets are committed after the service has made the events durable. While it is away the consumer waits and tries
     again; no message is passed over, except one that can never be accepted. Equal events without an event_id are one
     event. SIGTERM finishes the batch and leaves the group.
     """
-    configure_logging()
+    configure_logging("ingest", log_format)
     try:
         from services.ingest.consumer import EventConsumer, IngestOptions
     except ModuleNotFoundError as error:

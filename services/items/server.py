@@ -22,10 +22,12 @@ from prometheus_client import CollectorRegistry
 from pinrec_core.items.log import Item, ItemLog
 from pinrec_core.items.vectors import ItemVectors
 from pinrec_core.serving.open_releases import OpenReleases
+from services.common.logs import configure_logging
 from services.common.metrics import ItemsMetrics, process_registry
 from services.common.one_line import one_line_errors
 from services.common.releases import ServedReleases
-from services.common.server import GrpcServer, ServerOptions, configure_logging, server_options
+from services.common.server import GrpcServer, ServerOptions, server_options
+from services.common.tracing import open_tracing
 from services.items.client import pack_changes
 from services.items.validate import added_items, deleted_items
 from services.proto import items_pb2, items_pb2_grpc
@@ -164,7 +166,7 @@ class ItemService:
         self.releases: ServedReleases[ItemVectors] = ServedReleases(
             releases, OpenReleases(releases, ItemVectors.open, PARTS)
         )
-        self.server = GrpcServer([SERVICE], options, registry)
+        self.server = GrpcServer([SERVICE], options, registry, open_tracing("items"))
         self.servicer = ItemServicer(items, self.releases, ItemsMetrics(registry))
         items_pb2_grpc.add_ItemServiceServicer_to_server(self.servicer, self.server.server)
 
@@ -201,7 +203,7 @@ def main(releases: Path, data: Path, **options: Any) -> None:
     in the vectors of each release that is open. SIGTERM drains: health NOT_SERVING, calls in flight are answered, then
     the process ends.
     """
-    configure_logging()
+    configure_logging("items", options["log_format"])
     torch.set_num_threads(1)  # a few items at a time; the cores belong to those who serve
 
     async def serve() -> None:

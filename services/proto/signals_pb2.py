@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cservices/proto/signals.proto\x12\tpinrec.v1\"\x93\x01\n\x05\x45vent\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0f\n\x07item_id\x18\x02 \x01(\x03\x12\x11\n\titem_type\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07surface\x18\x05 \x01(\t\x12\x14\n\x0ctimestamp_ms\x18\x06 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x07 \x01(\x04\x12\x0c\n\x04text\x18\x08 \x01(\t\"7\n\x13\x41ppendEventsRequest\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.pinrec.v1.Event\",\n\x14\x41ppendEventsResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\r\"a\n\x0eHistoryRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0f\n\x07surface\x18\x02 \x01(\x05\x12\x14\n\x0csearch_query\x18\x03 \x01(\t\x12\x17\n\x0frequest_time_ms\x18\x04 \x01(\x03\"S\n\x13GetHistoriesRequest\x12\x0f\n\x07release\x18\x01 \x01(\x04\x12+\n\x08requests\x18\x02 \x03(\x0b\x32\x19.pinrec.v1.HistoryRequest\"\xe9\x01\n\x07History\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x15\n\rcontent_scale\x18\x02 \x01(\x0c\x12\x10\n\x08item_ids\x18\x03 \x01(\x0c\x12\x12\n\nitem_types\x18\x04 \x01(\x0c\x12\x0f\n\x07\x61\x63tions\x18\x05 \x01(\x0c\x12\x10\n\x08surfaces\x18\x06 \x01(\x0c\x12\x15\n\rtimestamps_ms\x18\x07 \x01(\x0c\x12\x15\n\rseen_item_ids\x18\x08 \x01(\x0c\x12\x16\n\x0ehistory_length\x18\t \x01(\r\x12\x17\n\x0frealtime_events\x18\n \x01(\r\x12\x0e\n\x06status\x18\x0b \x01(\r\"=\n\x14GetHistoriesResponse\x12%\n\thistories\x18\x01 \x03(\x0b\x32\x12.pinrec.v1.History\"\x12\n\x10GetStatusRequest\"v\n\x11GetStatusResponse\x12\x15\n\ropen_releases\x18\x01 \x03(\x04\x12\x14\n\x0cwatermark_ms\x18\x02 \x01(\x03\x12\x1a\n\x12\x62\x61tch_view_version\x18\x03 \x01(\x04\x12\x18\n\x10realtime_problem\x18\x04 \x01(\t\"\x1d\n\rBackupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x0e\x42\x61\x63kupResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x10\n\x08taken_ms\x18\x02 \x01(\x03\x32\x93\x03\n\rSignalService\x12O\n\x0c\x41ppendEvents\x12\x1e.pinrec.v1.AppendEventsRequest\x1a\x1f.pinrec.v1.AppendEventsResponse\x12Y\n\x12\x41ppendEventsStream\x12\x1e.pinrec.v1.AppendEventsRequest\x1a\x1f.pinrec.v1.AppendEventsResponse(\x01\x30\x01\x12O\n\x0cGetHistories\x12\x1e.pinrec.v1.GetHistoriesRequest\x1a\x1f.pinrec.v1.GetHistoriesResponse\x12\x46\n\tGetStatus\x12\x1b.pinrec.v1.GetStatusRequest\x1a\x1c.pinrec.v1.GetStatusResponse\x12=\n\x06\x42\x61\x63kup\x12\x18.pinrec.v1.BackupRequest\x1a\x19.pinrec.v1.BackupResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cservices/proto/signals.proto\x12\tpinrec.v1\"\x93\x01\n\x05\x45vent\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0f\n\x07item_id\x18\x02 \x01(\x03\x12\x11\n\titem_type\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0f\n\x07surface\x18\x05 \x01(\t\x12\x14\n\x0ctimestamp_ms\x18\x06 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x07 \x01(\x04\x12\x0c\n\x04text\x18\x08 \x01(\t\"7\n\x13\x41ppendEventsRequest\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.pinrec.v1.Event\",\n\x14\x41ppendEventsResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\r\"w\n\x0eHistoryRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\x0f\n\x07surface\x18\x02 \x01(\x05\x12\x14\n\x0csearch_query\x18\x03 \x01(\t\x12\x17\n\x0frequest_time_ms\x18\x04 \x01(\x03\x12\x14\n\x0ctrace_parent\x18\x05 \x01(\t\"S\n\x13GetHistoriesRequest\x12\x0f\n\x07release\x18\x01 \x01(\x04\x12+\n\x08requests\x18\x02 \x03(\x0b\x32\x19.pinrec.v1.HistoryRequest\"\xe9\x01\n\x07History\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x15\n\rcontent_scale\x18\x02 \x01(\x0c\x12\x10\n\x08item_ids\x18\x03 \x01(\x0c\x12\x12\n\nitem_types\x18\x04 \x01(\x0c\x12\x0f\n\x07\x61\x63tions\x18\x05 \x01(\x0c\x12\x10\n\x08surfaces\x18\x06 \x01(\x0c\x12\x15\n\rtimestamps_ms\x18\x07 \x01(\x0c\x12\x15\n\rseen_item_ids\x18\x08 \x01(\x0c\x12\x16\n\x0ehistory_length\x18\t \x01(\r\x12\x17\n\x0frealtime_events\x18\n \x01(\r\x12\x0e\n\x06status\x18\x0b \x01(\r\"=\n\x14GetHistoriesResponse\x12%\n\thistories\x18\x01 \x03(\x0b\x32\x12.pinrec.v1.History\"\x12\n\x10GetStatusRequest\"v\n\x11GetStatusResponse\x12\x15\n\ropen_releases\x18\x01 \x03(\x04\x12\x14\n\x0cwatermark_ms\x18\x02 \x01(\x03\x12\x1a\n\x12\x62\x61tch_view_version\x18\x03 \x01(\x04\x12\x18\n\x10realtime_problem\x18\x04 \x01(\t\"\x1d\n\rBackupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x0e\x42\x61\x63kupResponse\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x10\n\x08taken_ms\x18\x02 \x01(\x03\x32\x93\x03\n\rSignalService\x12O\n\x0c\x41ppendEvents\x12\x1e.pinrec.v1.AppendEventsRequest\x1a\x1f.pinrec.v1.AppendEventsResponse\x12Y\n\x12\x41ppendEventsStream\x12\x1e.pinrec.v1.AppendEventsRequest\x1a\x1f.pinrec.v1.AppendEventsResponse(\x01\x30\x01\x12O\n\x0cGetHistories\x12\x1e.pinrec.v1.GetHistoriesRequest\x1a\x1f.pinrec.v1.GetHistoriesResponse\x12\x46\n\tGetStatus\x12\x1b.pinrec.v1.GetStatusRequest\x1a\x1c.pinrec.v1.GetStatusResponse\x12=\n\x06\x42\x61\x63kup\x12\x18.pinrec.v1.BackupRequest\x1a\x19.pinrec.v1.BackupResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,21 +38,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPENDEVENTSRESPONSE']._serialized_start=250
   _globals['_APPENDEVENTSRESPONSE']._serialized_end=294
   _globals['_HISTORYREQUEST']._serialized_start=296
-  _globals['_HISTORYREQUEST']._serialized_end=393
-  _globals['_GETHISTORIESREQUEST']._serialized_start=395
-  _globals['_GETHISTORIESREQUEST']._serialized_end=478
-  _globals['_HISTORY']._serialized_start=481
-  _globals['_HISTORY']._serialized_end=714
-  _globals['_GETHISTORIESRESPONSE']._serialized_start=716
-  _globals['_GETHISTORIESRESPONSE']._serialized_end=777
-  _globals['_GETSTATUSREQUEST']._serialized_start=779
-  _globals['_GETSTATUSREQUEST']._serialized_end=797
-  _globals['_GETSTATUSRESPONSE']._serialized_start=799
-  _globals['_GETSTATUSRESPONSE']._serialized_end=917
-  _globals['_BACKUPREQUEST']._serialized_start=919
-  _globals['_BACKUPREQUEST']._serialized_end=948
-  _globals['_BACKUPRESPONSE']._serialized_start=950
-  _globals['_BACKUPRESPONSE']._serialized_end=999
-  _globals['_SIGNALSERVICE']._serialized_start=1002
-  _globals['_SIGNALSERVICE']._serialized_end=1405
+  _globals['_HISTORYREQUEST']._serialized_end=415
+  _globals['_GETHISTORIESREQUEST']._serialized_start=417
+  _globals['_GETHISTORIESREQUEST']._serialized_end=500
+  _globals['_HISTORY']._serialized_start=503
+  _globals['_HISTORY']._serialized_end=736
+  _globals['_GETHISTORIESRESPONSE']._serialized_start=738
+  _globals['_GETHISTORIESRESPONSE']._serialized_end=799
+  _globals['_GETSTATUSREQUEST']._serialized_start=801
+  _globals['_GETSTATUSREQUEST']._serialized_end=819
+  _globals['_GETSTATUSRESPONSE']._serialized_start=821
+  _globals['_GETSTATUSRESPONSE']._serialized_end=939
+  _globals['_BACKUPREQUEST']._serialized_start=941
+  _globals['_BACKUPREQUEST']._serialized_end=970
+  _globals['_BACKUPRESPONSE']._serialized_start=972
+  _globals['_BACKUPRESPONSE']._serialized_end=1021
+  _globals['_SIGNALSERVICE']._serialized_start=1024
+  _globals['_SIGNALSERVICE']._serialized_end=1427
 # @@protoc_insertion_point(module_scope)

@@ -98,6 +98,7 @@ class HistoryRequest(google.protobuf.message.Message):
     SURFACE_FIELD_NUMBER: builtins.int
     SEARCH_QUERY_FIELD_NUMBER: builtins.int
     REQUEST_TIME_MS_FIELD_NUMBER: builtins.int
+    TRACE_PARENT_FIELD_NUMBER: builtins.int
     user_id: builtins.int
     surface: builtins.int
     """Surface code of the request in the release's vocabulary."""
@@ -105,6 +106,8 @@ class HistoryRequest(google.protobuf.message.Message):
     """Empty = none. Becomes the last element of the history; not stored."""
     request_time_ms: builtins.int
     """Unix milliseconds; also the search query's time."""
+    trace_parent: builtins.str
+    """W3C trace context of a sampled request, whose span the service adds to; empty = not sampled."""
     def __init__(
         self,
         *,
@@ -112,8 +115,9 @@ class HistoryRequest(google.protobuf.message.Message):
         surface: builtins.int = ...,
         search_query: builtins.str = ...,
         request_time_ms: builtins.int = ...,
+        trace_parent: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["request_time_ms", b"request_time_ms", "search_query", b"search_query", "surface", b"surface", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_time_ms", b"request_time_ms", "search_query", b"search_query", "surface", b"surface", "trace_parent", b"trace_parent", "user_id", b"user_id"]) -> None: ...
 
 Global___HistoryRequest: typing_extensions.TypeAlias = HistoryRequest
 

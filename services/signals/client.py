@@ -79,6 +79,7 @@ class RemoteSignals:
                     surface=request.surface,
                     search_query=request.search_query,
                     request_time_ms=request.request_time_ms,
+                    trace_parent=request.trace_parent,
                 )
                 for request in requests
             ],

@@ -22,8 +22,10 @@ from pinrec_core.errors import PinrecError
 from pinrec_core.signals.batch_views import BatchViews
 from pinrec_core.signals.fetch import DEFAULT_OVERLAP_MS
 from pinrec_core.signals.realtime import open_store
+from services.common.logs import configure_logging
 from services.common.metrics import SignalsMetrics, process_registry
-from services.common.server import GrpcServer, ServerOptions, configure_logging, server_options
+from services.common.server import GrpcServer, ServerOptions, server_options
+from services.common.tracing import open_tracing
 from services.proto import signals_pb2_grpc
 from services.signals.backups import Backups
 from services.signals.releases import SignalReleases
@@ -69,9 +71,11 @@ class SignalService:
         self.store.tend()
         self.views = BatchViews(options.batch_view, options.batch_view_cache)
         self.releases = SignalReleases(options.releases, self.views, self.store, options.items)
-        self.server = GrpcServer([SERVICE], server, registry)
+        self.server = GrpcServer([SERVICE], server, registry, open_tracing("signals"))
         backups = Backups(self.store, options.backups)
-        self.servicer = SignalServicer(self.store, self.views, self.releases, backups, self._metrics)
+        self.servicer = SignalServicer(
+            self.store, self.views, self.releases, backups, self._metrics, self.server.tracing
+        )
         signals_pb2_grpc.add_SignalServiceServicer_to_server(self.servicer, self.server.server)
         self._metrics.watermark_ms.set_function(lambda: self.views.current().watermark_ms)
         self._metrics.batch_view_version.set_function(lambda: self.views.current().version)
@@ -182,7 +186,7 @@ def main(**options: Any) -> None:
     or read, appends are refused and histories come from the batch view alone, marked. SIGTERM drains: health
     NOT_SERVING, calls in flight are answered, then the process ends.
     """
-    configure_logging()
+    configure_logging("signals", options["log_format"])
     own = {field.name: options.pop(field.name) for field in fields(SignalsOptions)}
 
     async def serve() -> None:

@@ -17,6 +17,7 @@ from pinrec_core.signals.batch_views import BatchViews
 from pinrec_core.signals.fetch import SignalFetcher
 from services.common.metrics import SignalsMetrics
 from services.common.streams import in_order
+from services.common.tracing import NO_TRACING, Tracing
 from services.proto import signals_pb2_grpc
 from services.proto.signals_pb2 import (
     AppendEventsRequest,
@@ -52,12 +53,14 @@ class SignalServicer(signals_pb2_grpc.SignalServiceServicer):  # type: ignore[mi
         releases: SignalReleases,
         backups: Backups,
         metrics: SignalsMetrics,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._store = store
         self._views = views
         self._releases = releases
         self._backups = backups
         self._metrics = metrics
+        self._tracing = tracing
         self._appender = Appender(store)
         self._reads = ThreadPoolExecutor(_READ_THREADS, "read")
 
@@ -97,12 +100,22 @@ class SignalServicer(signals_pb2_grpc.SignalServiceServicer):  # type: ignore[mi
         self, request: GetHistoriesRequest, context: grpc.aio.ServicerContext
     ) -> GetHistoriesResponse:
         """Merged histories with the content rows of the request's release."""
+        start_ns = time.time_ns()
         with _code_in_trailers(context):
             fetcher = self._releases.get(request.release)
             inputs = inputs_of(request, fetcher.release.vocabulary.surfaces)
             loop = asyncio.get_running_loop()
             found, histories = await loop.run_in_executor(self._reads, _found_and_packed, fetcher, inputs)
         self._count(inputs, found)
+        for one, signals in zip(request.requests, found, strict=True):
+            self._tracing.record(
+                "GetHistories",
+                one.trace_parent,
+                start_ns,
+                batch_size=len(found),
+                history_length=signals.history_length,
+                realtime_events=signals.realtime_events,
+            )
         return GetHistoriesResponse(histories=histories)
 
     async def GetStatus(  # noqa: N802  the name in the proto

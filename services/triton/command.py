@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.common.tracing import ENDPOINT
 from services.triton.tools import TritonServer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -51,7 +52,12 @@ class TritonOptions:
     exit_timeout_s: int = 10
 
 
-def command(server: TritonServer, options: TritonOptions, model_repository: Path = MODEL_REPOSITORY) -> list[str]:
+def command(
+    server: TritonServer,
+    options: TritonOptions,
+    model_repository: Path = MODEL_REPOSITORY,
+    environ: Mapping[str, str] = os.environ,
+) -> list[str]:
     """The command line. Flags that came after 24.10 are set only where this server knows them."""
     restricted = f"{ADMIN_PROTOCOLS}:admin-key={options.admin_key or secrets.token_hex(16)}"
     line = [
@@ -74,11 +80,22 @@ def command(server: TritonServer, options: TritonOptions, model_repository: Path
         f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={SHM_BYTES}",
     ]
+    if endpoint := environ.get(ENDPOINT):
+        line += trace_flags(endpoint)
     if not Path("/dev/nvidiactl").exists():
         line.append("--allow-gpu-metrics=false")
     if "--grpc-infer-thread-count" in help_of(server):
         line.append("--grpc-infer-thread-count=4")
     return line
+
+
+def trace_flags(endpoint: str) -> list[str]:
+    """Triton's own spans, of requests whose caller sends a sampled traceparent (so whatever the rate, which is 0)."""
+    settings = (
+        f"opentelemetry,url={endpoint.rstrip('/')}/v1/traces",
+        "opentelemetry,resource=service.name=pinrec-triton",
+    )
+    return [f"--trace-config={one}" for one in ("mode=opentelemetry", "rate=0", "level=TIMESTAMPS", *settings)]
 
 
 def help_of(server: TritonServer) -> str:

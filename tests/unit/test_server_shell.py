@@ -151,7 +151,7 @@ async def test_bytes_that_are_no_request_are_the_callers_error(channel):
 class Gone:
     """The context of a call whose client has hung up, as gRPC answers in rare races: it cannot be told anything."""
 
-    async def abort(self, code, details, trailing_metadata):
+    async def abort(self, code, details):
         raise grpc.aio.InternalError("Failed 'execute_batch'")
 
 
@@ -163,7 +163,7 @@ async def test_an_error_for_a_client_that_is_gone_is_counted_and_ends_the_call_q
         return grpc.unary_unary_rpc_method_handler(late, GetCandidatesRequest.FromString)
 
     registry = CollectorRegistry()
-    details = SimpleNamespace(method=f"/{SERVICE}/GetCandidates")
+    details = SimpleNamespace(method=f"/{SERVICE}/GetCandidates", invocation_metadata=())
     guarded = await EdgeInterceptor(RpcMetrics(registry)).intercept_service(continuation, details)
     with pytest.raises(asyncio.CancelledError):
         await guarded.unary_unary(b"", Gone())

@@ -9,7 +9,7 @@ from pinrec_core.release import Release
 from pinrec_core.serving.contract import FETCH_SIGNALS
 from pinrec_core.serving.open_releases import Stage
 from pinrec_core.serving.stage_host import start_host
-from pinrec_core.serving.triton_io import decode_requests, encode_responses
+from pinrec_core.serving.triton_io import decode_requests, encode_responses, note_trace_parents
 from services.signals.client import RemoteSignals
 
 
@@ -28,5 +28,6 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order."""
         batch = decode_requests(requests, FETCH_SIGNALS, pb_utils)
+        note_trace_parents(batch, requests)
         answers = self.host.run(batch)
         return encode_responses(answers, FETCH_SIGNALS, pb_utils)
