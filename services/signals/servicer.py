@@ -16,6 +16,7 @@ from pinrec_core.schema import FIRST_WALL_CLOCK_MS
 from pinrec_core.signals.batch_views import BatchViews
 from pinrec_core.signals.fetch import SignalFetcher
 from services.common.metrics import SignalsMetrics
+from services.common.server import add_trailers
 from services.common.streams import in_order
 from services.common.tracing import NO_TRACING, Tracing
 from services.proto import signals_pb2_grpc
@@ -168,5 +169,5 @@ def _code_in_trailers(context: grpc.aio.ServicerContext) -> Iterator[None]:
     try:
         yield
     except PinrecError as error:
-        context.set_trailing_metadata(((CODE_METADATA, error.code),))
+        add_trailers(context, (CODE_METADATA, error.code))
         raise
