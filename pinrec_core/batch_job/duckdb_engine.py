@@ -6,6 +6,7 @@ Cleaned rows go into a table once; histories are then made a bucket at a time, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -18,11 +19,13 @@ from tqdm import tqdm
 from pinrec_core.batch_job.definition import FUNCTIONS, ORDER, counted, quoted
 from pinrec_core.batch_job.engine import EVENTS, LOG, VIEW_COLUMNS, Counted
 from pinrec_core.batch_job.event_partitions import EventFolder, EventPartition
-from pinrec_core.errors import InvalidData
+from pinrec_core.errors import InvalidConfig, InvalidData
 
 _OPTIONAL = "SELECT CAST(NULL AS UBIGINT) AS event_id, CAST(NULL AS STRING) AS text WHERE false"
 """Columns that files of one day may lack while others have them."""
 _COLUMNS = ", ".join(VIEW_COLUMNS)
+_AMOUNT = re.compile(r"[0-9]*\.?[0-9]+ ?[KMGT]i?B", re.IGNORECASE)
+"""DuckDB also takes -1, for all there is; this job promises to stay below an amount."""
 
 
 class DuckDBEngine:
@@ -30,6 +33,8 @@ class DuckDBEngine:
 
     def __init__(self, work: Path, memory: str, progress: bool = False) -> None:
         """`work`: folder for the database and what spills. `memory`: how much DuckDB may hold, e.g. "1.5GB"."""
+        if not _AMOUNT.fullmatch(memory):
+            raise InvalidConfig(f"memory has value {memory!r}; allowed: an amount like 1.5GB or 800MiB")
         config = {"memory_limit": memory, "temp_directory": str(work / "spill"), "preserve_insertion_order": "false"}
         try:
             self._database = duckdb.connect(str(work / "job.duckdb"), config=config)

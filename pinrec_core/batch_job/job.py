@@ -100,6 +100,10 @@ def _load(
     engine: Engine, folder: EventFolder, partitions: Sequence[EventPartition], options: JobOptions
 ) -> list[Counted]:
     """Read the partitions and hold every row to the contract."""
+    days = [partition.day for partition in partitions if partition.day]
+    if options.until_ms is not None and days:
+        allowed = f"none for a log with landing days ({days[0]})"
+        raise InvalidConfig(f"until_ms has value {options.until_ms}; allowed: {allowed}")
     until_ms = time.time_ns() // 1_000_000 if options.until_ms is None else options.until_ms
     latest = {p.day: latest_ms(p.day) if p.day else until_ms for p in partitions}
     columns = folder.columns(partitions)

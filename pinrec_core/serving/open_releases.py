@@ -90,6 +90,8 @@ class OpenReleases:
                 self._seen = stamp
                 self._failed.clear()
                 self._open_listed()
+        except FileNotFoundError:
+            log.warning("no release is active under %s yet: there is no serving.json", self._root)
         except (OSError, InvalidRelease) as error:
             log.warning("serving.json is not followed: %s", error)
         self._collect()

@@ -146,10 +146,12 @@ class SignalFetcher:
         room = np.full(len(batch), self._max_history)
         room[asked] -= 1
         lengths = np.bincount(merged.owners, minlength=len(batch))
-        age = np.cumsum(lengths)[merged.owners] - np.arange(len(merged.owners))  # 1 = a user's newest
-        kept = np.flatnonzero(age <= room[merged.owners])
-        rows, owners = take(merged.rows, kept), merged.owners[kept]
-        num_realtime = np.bincount(owners[is_realtime[kept]], minlength=len(batch))
+        rows, owners = merged
+        if (lengths > room).any():
+            age = np.cumsum(lengths)[owners] - np.arange(len(owners))  # 1 = a user's newest
+            kept = np.flatnonzero(age <= room[owners])
+            rows, owners, is_realtime = take(rows, kept), owners[kept], is_realtime[kept]
+        num_realtime = np.bincount(owners[is_realtime], minlength=len(batch))
         if asked:
             rows = concatenate(rows, self._query_rows([batch[place] for place in asked]))
             owners = np.concatenate([owners, np.array(asked, np.uint16)])
@@ -212,10 +214,12 @@ class _CodedView:
     def rows_of(self, user_ids: Sequence[int]) -> OwnedRows:
         """Every row of each user in the release's codes."""
         starts, ends = self.batch_view.spans(np.array(user_ids, dtype=np.int64))
-        spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
-        rows = HistoryRows._make(
-            np.concatenate([column[start:end] for start, end in spans]) for column in self.batch_view.columns
-        )
+        spans = [slice(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        columns = self.batch_view.columns
+        if len(spans) == 1:
+            rows = take(columns, spans[0])  # views of the mapped arrays, not copies
+        else:
+            rows = HistoryRows._make(np.concatenate([column[span] for span in spans]) for column in columns)
         coded = rows._replace(actions=self.actions[rows.actions], surfaces=self.surfaces[rows.surfaces])
         return OwnedRows(coded, _owners(ends - starts))
 

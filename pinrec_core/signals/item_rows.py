@@ -49,13 +49,13 @@ class ItemRows:
         found = np.full(len(item_ids), -1, dtype=np.int64)
         if not len(self._ids):
             return found
-        asked = np.arange(len(item_ids))
+        ids, asked = item_ids, np.arange(len(item_ids))
         for level in self._levels:
-            ids = item_ids[asked]
             rows = level.rows[level.slots(ids)]
             is_it = (self._ids[rows] == ids) & (rows >= 0)
             found[asked[is_it]] = rows[is_it]
-            asked = asked[~is_it & (rows >= 0)]
-            if not len(asked):
+            other = np.flatnonzero(~is_it & (rows >= 0))
+            if not len(other):
                 break
+            ids, asked = ids[other], asked[other]
         return found

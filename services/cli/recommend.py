@@ -43,7 +43,14 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 @click.option("--explain", is_flag=True, help="Say which step, target offset and embedding found each item.")
 @click.option("--request-id", default="", help="Echoed; seeds a stochastic allocation. Made up if empty.")
 @click.option("--address", default="localhost:8500", show_default=True, metavar="HOST:PORT", help="The gateway.")
-@click.option("--timeout", "timeout_s", default=10.0, show_default=True, help="Seconds to wait for the gateway.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds to wait for the gateway.",
+)
 @click.option("--release-dir", type=FOLDER, help="Compute here, with this release (RELEASES/<n>), without a gateway.")
 @click.option("--data", "data_dir", type=FOLDER, help="With --release-dir: the event log of histories.")
 @click.option(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from pinrec_core import release as releases
-from pinrec_core.errors import InvalidRelease, InvalidRequest
+from pinrec_core.errors import InvalidConfig, InvalidRelease
 from pinrec_core.release import Release, ServingState, list_releases, open_release, serving_state
 from services.cli.options import releases_option
 from services.cli.switch import RemoteGateway, Switch
@@ -37,6 +37,7 @@ def gateway_options(command: Command) -> Command:
             "wait_s",
             default=300.0,
             show_default=True,
+            type=click.FloatRange(min=0, min_open=True),
             help="Seconds for the stages to open it, and for the old one's last request.",
         ),
         click.option(
@@ -136,7 +137,7 @@ def gc(keep: int, root: Path) -> None:
 
 def _switch(root: Path, number: int, gateways: Sequence[str], wait_s: float) -> None:
     if not (root / "serving.json").exists():
-        raise InvalidRequest("--offline", False, "true for the first release, which no gateway serves yet")
+        raise InvalidConfig(f"no release is active under {root}: activate the first one with --offline")
     Switch(root, [RemoteGateway(address) for address in gateways], wait_s, click.echo).to(number)
 
 

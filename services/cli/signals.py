@@ -25,13 +25,15 @@ def signals() -> None:
 @signals.command()
 @signals_option
 def status(address: str) -> None:
-    """Show what is open, how far the batch view goes, and whether the realtime view works."""
+    """Show what is open, how far the batch view goes, and whether the realtime view works; exit code 1 if not."""
     with connect(address, SignalServiceStub) as stub:
         reply = stub.GetStatus(GetStatusRequest(), timeout=TIMEOUT_S)
     view = f"version {reply.batch_view_version}, events until {shown_time(reply.watermark_ms)}"
     click.echo(f"releases open    {', '.join(map(str, reply.open_releases)) or 'none'}")
     click.echo(f"batch view       {view if reply.batch_view_version else 'none'}")
     click.echo(f"realtime view    {reply.realtime_problem or 'works'}")
+    if reply.realtime_problem:
+        raise click.ClickException("appends are refused, or histories come from the batch view alone")
 
 
 @signals.command()

@@ -86,7 +86,9 @@ class Switch:
             state = serving_state(self.root)
             if not {*state.open} <= {state.active, number}:  # left by a switch that was interrupted
                 state = self._settle(state)
-            if state.active != number:
+            if state.open == (number,):
+                self.say(f"release {number} is active already")
+            elif state.active != number:
                 self._try(state, number)
                 state = switched(state, number)
                 write_serving_state(self.root, state)

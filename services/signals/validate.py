@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -24,8 +25,12 @@ MAX_TEXT_CHARS = 512
 FIRST_TIMESTAMP_MS = 100_000_000_000
 """3 March 1973. A smaller number is a time in seconds, or none at all."""
 
-LAST_TIMESTAMP_MS = 100_000_000_000_000
-"""The year 5138. A larger number is a time in microseconds or nanoseconds."""
+MAX_AHEAD_MS = 24 * 3_600_000
+"""How far ahead of this service's clock an event may be.
+
+Clocks differ by minutes, and a wrong time zone by hours. What lies further ahead was stamped by a broken clock, or in
+microseconds, and would be the newest event of its user's history for as long as the clock is wrong.
+"""
 
 
 def events_of(request: signals_pb2.AppendEventsRequest) -> list[Event]:
@@ -33,9 +38,10 @@ def events_of(request: signals_pb2.AppendEventsRequest) -> list[Event]:
     if not 1 <= len(request.events) <= MAX_EVENTS:
         raise InvalidRequest("events", f"{len(request.events)} events", f"1 to {MAX_EVENTS}")
     made: list[Event] = []
+    latest_ms = _latest_ms()
     try:
         for event in request.events:
-            made.append(event_of(event))
+            made.append(_event_of(event, latest_ms))
     except InvalidRequest as error:
         raise error.within(f"events[{len(made)}]") from None
     return made
@@ -43,10 +49,18 @@ def events_of(request: signals_pb2.AppendEventsRequest) -> list[Event]:
 
 def event_of(event: signals_pb2.Event) -> Event:
     """One event as it will be stored. Raises InvalidRequest."""
+    return _event_of(event, _latest_ms())
+
+
+def _latest_ms() -> int:
+    return time.time_ns() // 1_000_000 + MAX_AHEAD_MS
+
+
+def _event_of(event: signals_pb2.Event, latest_ms: int) -> Event:
     item_type, action, surface = _checked_names(event.item_type, event.action, event.surface)
     timestamp_ms, text = event.timestamp_ms, event.text
-    if not FIRST_TIMESTAMP_MS <= timestamp_ms < LAST_TIMESTAMP_MS:
-        allowed = f"Unix milliseconds from {FIRST_TIMESTAMP_MS} to {LAST_TIMESTAMP_MS}"
+    if not FIRST_TIMESTAMP_MS <= timestamp_ms <= latest_ms:
+        allowed = f"Unix milliseconds from {FIRST_TIMESTAMP_MS} to {latest_ms}, a day ahead of this service's clock"
         raise InvalidRequest("timestamp_ms", timestamp_ms, allowed)
     if text:
         _check_length(text, "text", MAX_TEXT_CHARS)

@@ -424,8 +424,15 @@ def test_a_folder_of_others_and_an_unknown_engine_are_refused(tmp_path):
         build_batch_view(log, log)
     with pytest.raises(InvalidConfig, match="engine has value 'mysql'; allowed: duckdb, spark"):
         build_batch_view(log, tmp_path / "view", JobOptions(engine="mysql"))
-    with pytest.raises(InvalidData, match="DuckDB cannot start"):
-        build_batch_view(log, tmp_path / "view", JobOptions(memory="a lot"))
+    for memory in ("a lot", "-1GB", "5"):
+        with pytest.raises(InvalidConfig, match=f"memory has value '{memory}'; allowed: an amount like 1.5GB"):
+            build_batch_view(log, tmp_path / "view", JobOptions(memory=memory))
+
+
+def test_a_log_with_landing_days_takes_no_other_end(tmp_path):
+    log = land(tmp_path / "log", 0, [row(1, 10, T0)])
+    with pytest.raises(InvalidConfig, match=f"until_ms has value {T0}; allowed: none for a log with landing days"):
+        build_batch_view(log, tmp_path / "view", JobOptions(until_ms=T0))
 
 
 def test_functions_of_the_definition():
@@ -448,7 +455,7 @@ def test_the_verb_says_what_it_did(tmp_path):
     assert "1 events of 1 users" in first.output
     again = CliRunner().invoke(data, command)
     assert "nothing has landed since: version 1 stays" in again.output
-    until = CliRunner().invoke(data, [*command, "--full", "--until", "2024-05-01", "--days", "3", "--max-events", "9"])
+    until = CliRunner().invoke(data, [*command, "--full", "--days", "3", "--max-events", "9"])
     assert "read all of the log: asked for" in until.output
     definition = json.loads((tmp_path / "view" / "2" / "manifest.json").read_text())["definition"]
     assert (definition["days"], definition["max_events"]) == (3, 9)

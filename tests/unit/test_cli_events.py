@@ -147,7 +147,7 @@ def test_an_event_is_a_pin_with_an_action_or_a_search_query(arguments, message):
 def test_no_service_is_one_line():
     result = run("append", "--user", "1", "--item", "1", "--action", "save", "--surface", "home", signals="localhost:1")
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: no answer from localhost:1: ")
+    assert result.stderr.startswith("Error: localhost:1 is unavailable: ")
     assert "Traceback" not in result.output
 
 

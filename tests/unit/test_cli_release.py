@@ -77,7 +77,7 @@ def test_a_gateway_that_is_not_there_changes_nothing(root):
     activate(1, root)
     before = (root / "serving.json").read_bytes()
     result = run("activate", "2", "--gateway", "localhost:1", root=root)
-    assert (result.exit_code, result.stderr.startswith("Error: no answer from localhost:1")) == (1, True)
+    assert (result.exit_code, result.stderr.startswith("Error: localhost:1 is unavailable")) == (1, True)
     assert (root / "serving.json").read_bytes() == before
 
 

@@ -6,9 +6,10 @@ from pinrec_core.schema import ItemType
 from pinrec_core.signals.events import Event
 from pinrec_core.text_encoder import query_item_id
 from services.proto import signals_pb2
+from services.signals import validate
 from services.signals.validate import (
     FIRST_TIMESTAMP_MS,
-    LAST_TIMESTAMP_MS,
+    MAX_AHEAD_MS,
     MAX_EVENTS,
     MAX_HISTORIES,
     MAX_NAME_CHARS,
@@ -48,9 +49,13 @@ def test_a_search_query_may_repeat_the_hash_of_its_text():
     assert event.item_id == query_item_id("red bicycle")
 
 
-@pytest.mark.parametrize("timestamp_ms", [FIRST_TIMESTAMP_MS, LAST_TIMESTAMP_MS - 1])
-def test_the_first_and_the_last_allowed_time(timestamp_ms):
-    assert events({**SAVE, "timestamp_ms": timestamp_ms})[0].timestamp_ms == timestamp_ms
+def test_the_first_and_the_last_allowed_time(monkeypatch):
+    monkeypatch.setattr(validate.time, "time_ns", lambda: NOW * 1_000_000)
+    for allowed in (FIRST_TIMESTAMP_MS, NOW + MAX_AHEAD_MS):
+        assert events({**SAVE, "timestamp_ms": allowed})[0].timestamp_ms == allowed
+    said = r"timestamp_ms has value 1700086400001; allowed: .* to 1700086400000, a day ahead of this service's clock"
+    with pytest.raises(InvalidRequest, match=said):
+        events({**SAVE, "timestamp_ms": NOW + MAX_AHEAD_MS + 1})
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_a_gateway_that_does_not_follow_keeps_both_open_until_the_same_command_a
     assert serving_state(root) == ServingState(2, (1, 2), previous=1)
     state, said = go(root, 2, FollowingGateway(root))
     assert state == ServingState(2, (2,), previous=1)
-    assert said[1:] == ["closed: 1"]
+    assert said[1:] == ["closed: 1", "release 2 is active already"]
 
 
 def test_another_release_waits_until_an_interrupted_switch_is_through(root):
