@@ -32,6 +32,9 @@ MAX_MESSAGE_BYTES = 16 << 20
 RETRY_PUSHBACK_MS = "100"
 """How long a refused client waits before it tries again (gRPC's retry throttling reads it)."""
 
+LIVE = "live"
+"""Name whose health is SERVING for as long as the event loop turns, ready or not: what a liveness probe asks."""
+
 log = logging.getLogger(__name__)
 
 
@@ -117,6 +120,7 @@ class GrpcServer:
     async def start(self) -> None:
         """Listen on both ports, as NOT_SERVING. Raises InvalidConfig if one is taken."""
         await self.set_serving(False)
+        await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         try:
             self.port = self.server.add_insecure_port(self.options.listen)
         except RuntimeError as error:

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from pinrec_core.errors import DeadlineExceeded, InvalidConfig, InvalidRequest, Overloaded
 from services.common.metrics import RpcMetrics
-from services.common.server import EdgeInterceptor, GrpcServer, ServerOptions
+from services.common.server import LIVE, EdgeInterceptor, GrpcServer, ServerOptions
 from services.proto import candidates_pb2_grpc, signals_pb2_grpc
 from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
 from services.proto.signals_pb2 import AppendEventsRequest, AppendEventsResponse, Event
@@ -177,6 +177,14 @@ async def test_health_follows_set_serving(shell, channel, service):
     request = health_pb2.HealthCheckRequest(service=service)
     assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.NOT_SERVING
     await shell[0].set_serving(True)
+    assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_the_process_is_live_before_it_is_ready(shell, channel):
+    stub = health_pb2_grpc.HealthStub(channel)
+    request = health_pb2.HealthCheckRequest(service=LIVE)
+    assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+    await shell[0].set_serving(False)
     assert (await stub.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
 
 
