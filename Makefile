@@ -9,7 +9,7 @@ BIN    := .venv/bin
 PINREC := $(BIN)/pinrec
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-data demo up loadtest bench-steering chaos-signals chaos-release proto clean
+.PHONY: help compose-smoke image-locks local-base setup check format test test-data demo up loadtest bench-steering chaos-signals chaos-release proto clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,16 @@ chaos-signals: setup ## kill -9, power loss, ingest, reads, the daily job: bars 
 
 chaos-release: setup ## Switches, damage, deletions and additions under load: bars and what was measured (15 minutes)
 	$(BIN)/python -m benchmarks.chaos.releases --work $(WORK)/chaos-release --report docs/figures
+
+compose-smoke: setup ## Images and docker-compose.yml, tried: build, start, call, break, stop (BASE=IMAGE without a registry)
+	$(BIN)/python -m deploy.docker.smoke --work $(WORK)/compose-smoke --report docs/figures $(if $(BASE),--base $(BASE))
+
+local-base: ## The BASE of compose-smoke from Debian's packages alone (root, debootstrap, podman)
+	sh deploy/docker/local-base.sh localhost/pinrec-base:bookworm
+
+image-locks: setup ## Every package of the images with its version, from pyproject.toml (UPGRADE=--upgrade takes newer ones)
+	$(BIN)/python -m pip install --quiet uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" TORCH=$(TORCH) sh deploy/docker/lock.sh $(UPGRADE)
 
 proto: setup ## Regenerate the stubs of services/proto
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. services/proto/*.proto
