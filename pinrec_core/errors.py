@@ -97,4 +97,26 @@ class Unavailable(PinrecError):
     code = "UNAVAILABLE"
 
 
+class Unauthenticated(PinrecError):
+    """The caller did not say who it is, or nobody is known by what it said."""
+
+    code = "UNAUTHENTICATED"
+
+
+class NotAllowed(PinrecError):
+    """The caller is known, and may not call this method."""
+
+    code = "PERMISSION_DENIED"
+
+
+class LimitExceeded(PinrecError):
+    """The caller has used up what it may ask; `retry_after_s` is when it may ask again."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, limit: str, retry_after_s: float) -> None:
+        super().__init__(f"the limit of this client is {limit}; try again in {retry_after_s:.3g} s")
+        self.retry_after_s = retry_after_s
+
+
 BY_CODE: dict[str, type[PinrecError]] = {cls.code: cls for cls in (DeadlineExceeded, Overloaded, Unavailable)}

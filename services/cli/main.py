@@ -39,6 +39,7 @@ VERBS = {
     "events": Verb("services.cli.events", "Append events to a user's history, or look at it."),
     "signals": Verb("services.cli.signals", "Look at, back up and restore the realtime view."),
     "items": Verb("services.cli.items", "Add items to what is served, or delete them."),
+    "token": Verb("services.cli.token", "Make, list and revoke the tokens that clients show."),
 }
 """In the order in which one needs them; each module has a click command of the verb's name."""
 

@@ -21,6 +21,9 @@ STATUS_OF: dict[type[errors.PinrecError], grpc.StatusCode] = {
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
+    errors.LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 """Every class of `pinrec_core/errors.py`; a test holds the two to each other."""
 

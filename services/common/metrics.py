@@ -47,6 +47,18 @@ class RpcMetrics:
         )
 
 
+class AccessMetrics:
+    """Of a process with a tokens file."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.calls = Counter(
+            "pinrec_client_calls",
+            "Calls by client and result: admitted, limited, not_allowed; unauthenticated has no client.",
+            ("client", "result"),
+            registry=registry,
+        )
+
+
 class GatewayMetrics:
     """One user's request is one observation, whether it came alone or in a batch; canaries are not requests."""
 

@@ -24,6 +24,13 @@ def test_every_typed_error_is_in_the_table():
         (errors.DeadlineExceeded("late"), "DEADLINE_EXCEEDED", "late"),
         (errors.Overloaded("full"), "RESOURCE_EXHAUSTED", "full"),
         (errors.Unavailable("down"), "UNAVAILABLE", "down"),
+        (errors.Unauthenticated("who?"), "UNAUTHENTICATED", "who?"),
+        (errors.NotAllowed("no"), "PERMISSION_DENIED", "no"),
+        (
+            errors.LimitExceeded("5 requests per second", 0.25),
+            "RESOURCE_EXHAUSTED",
+            "the limit of this client is 5 requests per second; try again in 0.25 s",
+        ),
         (errors.PinrecError("mixed"), "INTERNAL", "mixed"),
     ],
 )
