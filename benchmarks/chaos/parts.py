@@ -21,6 +21,9 @@ class Part:
     def __init__(self, process: Process, log: Path) -> None:
         self.process = process
         self.log = log
+        self.starts = 0
+        self.startup_s = 0.0
+        """From the last start until it was ready."""
         self.sessions: list[int] = []
         """Of every start so far, with those of what it started in turn."""
         self._popen: subprocess.Popen[bytes] | None = None
@@ -30,8 +33,16 @@ class Part:
         """Of the process."""
         return self.process.name
 
+    @property
+    def pid(self) -> int:
+        """Of the leader, as it was started last."""
+        assert self._popen is not None
+        return self._popen.pid
+
     def start(self) -> None:
         """Start and wait until ready. Raises RuntimeError with the end of its log if it dies or is late."""
+        began = time.monotonic()
+        self.starts += 1
         with self.log.open("a") as file:
             self._popen = subprocess.Popen(
                 self.process.command,
@@ -43,6 +54,7 @@ class Part:
         self.sessions.append(self._popen.pid)
         if not wait_for(lambda: self.code() is not None or self.process.ready()) or self.code() is not None:
             raise RuntimeError(f"{self.name} did not start: {self.last_words()}")
+        self.startup_s = time.monotonic() - began
 
     def code(self) -> int | None:
         """Exit code, None while it runs."""

@@ -27,15 +27,16 @@ import grpc
 import numpy as np
 
 from benchmarks.chaos import adding
+from benchmarks.chaos.calling import NUM_CANDIDATES, request_of
 from benchmarks.chaos.mutations import Mutation, copy_as, mutations, refusal
 from benchmarks.chaos.parts import pss_mb, sessions_under, wait_for
 from benchmarks.chaos.table import Row, finish, save, show
-from benchmarks.chaos.world import USERS, World, make_world
+from benchmarks.chaos.world import World, make_world
 from loadtest.open_loop import Call, closed_loop, open_loop, percentiles_ms
 from pinrec_core import release as releases
 from services.cli.switch import RemoteGateway, Switch
 from services.cli.up import Stack, serves
-from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
+from services.proto.candidates_pb2 import GetCandidatesResponse
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 from services.proto.items_pb2 import DeleteItemsRequest
 from services.proto.items_pb2_grpc import ItemServiceStub
@@ -46,7 +47,6 @@ P99_BAR = 2.0
 DELETE_EVERY_S = 0.25
 GRACE_S = 1.0
 """How long after its acknowledgement a deleted item may still be returned."""
-NUM_CANDIDATES = 50
 _OPTIONS = [("grpc.max_reconnect_backoff_ms", 500)]
 
 Send = Callable[[int], Awaitable[GetCandidatesResponse]]
@@ -246,14 +246,7 @@ def _sender(stub: CandidateServiceStub, latest: list[int] | None = None) -> Send
     """Call i asks for user i's candidates; `latest` is told the newest answer's items."""
 
     async def send(number: int) -> GetCandidatesResponse:
-        share = number % 5 / 4
-        request = GetCandidatesRequest(
-            user_id=1 + number * 7_919 % USERS,
-            surface=("home", "related")[number % 2],
-            budget={"save": share, "click": 1 - share} if 0 < share < 1 else {"save": 1.0},
-            num_candidates=NUM_CANDIDATES,
-        )
-        answer: GetCandidatesResponse = await stub.GetCandidates(request, timeout=5)
+        answer: GetCandidatesResponse = await stub.GetCandidates(request_of(number), timeout=5)
         if latest is not None:
             latest[:] = [candidate.item_id for candidate in answer.candidates]
         return answer

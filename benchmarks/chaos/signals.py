@@ -13,7 +13,6 @@ from services.common.threads import sleep_when_idle
 sleep_when_idle()
 
 import random
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ import grpc
 from benchmarks.chaos import batch_job, durability, ingest, reading
 from benchmarks.chaos.parts import Part
 from benchmarks.chaos.table import Row, finish, save, show
-from benchmarks.chaos.world import World, make_world
+from benchmarks.chaos.world import World, fresh, make_world
 from benchmarks.chaos.writers import Writer, histories
 from pinrec_core.release import activate
 from services.cli.up import processes
@@ -56,13 +55,6 @@ def main(
     if report is not None:
         save(rows, report / "chaos-signals.json", "make chaos-signals")
     finish(rows)
-
-
-def fresh(folder: Path) -> Path:
-    """The folder, empty."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
 
 
 def kill_under_load(world: World, folder: Path, kills: int) -> list[Row]:

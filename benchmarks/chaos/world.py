@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,3 +71,10 @@ def make_world(work: Path) -> World:
         export(model, dataset, world.releases, add_golden=golden)
     build_batch_view(world.data, world.batch_views)
     return world
+
+
+def fresh(folder: Path) -> Path:
+    """The folder, empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

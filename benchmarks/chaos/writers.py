@@ -1,4 +1,4 @@
-"""Clients that append events and remember what was acknowledged: the witnesses of `benchmarks/chaos/signals.py`."""
+"""Clients that append events and remember what was acknowledged: the witnesses of fault tests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def histories(stub: SignalServiceStub, release: int, user_ids: list[int]) -> lis
 
 @dataclass
 class Writer:
-    """Appends in small batches without a pause, repeating each until it is acknowledged, and reads its own writes."""
+    """Appends in small batches, repeating each until it is acknowledged, and reads its own writes."""
 
     address: str
     first_user: int
@@ -49,7 +49,11 @@ class Writer:
     release: int
     acknowledged: dict[int, int] = field(default_factory=dict)
     """How many events of each user, from place 0 on."""
+    pause_s: float = 0.0
+    """Between two appends."""
     repeats: int = 0
+    last_failed_s: float = 0.0
+    """When an append failed last, in seconds of `time.monotonic`."""
     reads: int = 0
     misses: int = 0
     """Reads right after an acknowledgement that did not hold what was acknowledged."""
@@ -68,6 +72,7 @@ class Writer:
                         self._read_own(stub, user, place)
                 if place + BATCH > EVENTS_A_USER:
                     user, place = user + 1, 0
+                time.sleep(self.pause_s)
 
     def _append(self, stub: SignalServiceStub, user: int, place: int) -> bool:
         request = AppendEventsRequest(events=[event_of(user, place + i, self.start_ms) for i in range(BATCH)])
@@ -75,6 +80,7 @@ class Writer:
             stub.AppendEvents(request, timeout=_TIMEOUT_S)
         except grpc.RpcError:
             self.repeats += 1
+            self.last_failed_s = time.monotonic()
             time.sleep(0.02)
             return False
         return True

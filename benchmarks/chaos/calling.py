@@ -1,0 +1,130 @@
+"""Callers of a stack that something is done to: what they ask, and what each of them saw."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from benchmarks.chaos.world import USERS
+from loadtest.open_loop import Call, closed_loop, open_loop
+from services.common.client import QUICK_RECONNECT
+from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
+from services.proto.candidates_pb2_grpc import CandidateServiceStub
+
+NUM_CANDIDATES = 50
+DEADLINE_S = 1.0
+CAPACITY_CALLERS = (8, 16, 32)
+FULL = "full"
+
+Send = Callable[[int], Awaitable[Any]]
+"""Makes call number i."""
+
+
+def request_of(number: int) -> GetCandidatesRequest:
+    """Call i asks for user i's candidates, under one of five budgets."""
+    share = number % 5 / 4
+    return GetCandidatesRequest(
+        user_id=1 + number * 7_919 % USERS,
+        surface=("home", "related")[number % 2],
+        budget={"save": share, "click": 1 - share} if 0 < share < 1 else {"save": 1.0},
+        num_candidates=NUM_CANDIDATES,
+    )
+
+
+def kind_of(answer: GetCandidatesResponse) -> str:
+    """What an answer was: in full, degraded with its reason, or something that no caller should ever meet."""
+    if answer.degraded:
+        return f"degraded: {answer.degraded_reason}"
+    if all(candidate.filled for candidate in answer.candidates):
+        return "NOT MARKED as degraded"
+    return FULL if len(answer.candidates) == NUM_CANDIDATES else "SHORT"
+
+
+def asker(channel: grpc.aio.Channel, deadline_s: float = DEADLINE_S) -> Send:
+    """Makes call i and says what kind of answer came."""
+    stub = CandidateServiceStub(channel)
+
+    async def send(number: int) -> str:
+        return kind_of(await stub.GetCandidates(request_of(number), timeout=deadline_s))
+
+    return send
+
+
+def seen(call: Call) -> str:
+    """What the caller saw: the kind of its answer, or the status code."""
+    return str(call.answer) if call.code is grpc.StatusCode.OK else call.code.name
+
+
+def counted(calls: Sequence[Call]) -> dict[str, int]:
+    """How many callers saw what, the most frequent first."""
+    return dict(Counter(map(seen, calls)).most_common())
+
+
+def words(counts: dict[str, int]) -> str:
+    """Counts as a sentence."""
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items()) or "none"
+
+
+async def capacity_rps(address: str, seconds: float, callers: Sequence[int] = CAPACITY_CALLERS) -> float:
+    """Full answers a second: the best of some numbers of callers without a pause, after one round to warm up."""
+    rates = []
+    async with grpc.aio.insecure_channel(address, QUICK_RECONNECT) as channel:
+        for concurrency in (callers[0], *callers):
+            calls = await closed_loop(asker(channel, 5.0), concurrency, seconds)
+            rates.append(sum(seen(call) == FULL for call in calls) / seconds)
+    return max(rates[1:])
+
+
+class Load:
+    """Calls at Poisson times for as long as the context is open; afterwards `calls` says what each of them saw."""
+
+    def __init__(
+        self, address: str, rate: float, deadline_s: float = DEADLINE_S, options: Any = QUICK_RECONNECT
+    ) -> None:
+        self._address = address
+        self._rate = rate
+        self._deadline_s = deadline_s
+        self._options = options
+        self._stop = asyncio.Event()
+        self._last_bad_s = time.monotonic()
+        self.calls: list[Call] = []
+
+    async def __aenter__(self) -> Load:
+        self._channel = grpc.aio.insecure_channel(self._address, self._options)
+        send = asker(self._channel, self._deadline_s)
+
+        async def noted(number: int) -> str:
+            kind = "nothing"
+            try:
+                kind = await send(number)
+            finally:
+                self._last_bad_s = self._last_bad_s if kind == FULL else time.monotonic()
+            return kind
+
+        self._task = asyncio.create_task(open_loop(noted, self._rate, 36_000, stop=self._stop))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop.set()
+        self.calls = await self._task
+        await self._channel.close()
+
+    async def settle(self, seconds: float, at_most: float) -> bool:
+        """Wait until every call of the last `seconds` was answered in full; False after `at_most` seconds."""
+        start = time.monotonic()
+        while time.monotonic() - max(self._last_bad_s, start) < seconds:
+            if time.monotonic() - start > at_most:
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
+
+def recovery_s(calls: Sequence[Call], since_s: float) -> float:
+    """Seconds from `since_s` to the sending of the last call that was not answered in full; 0 if all were."""
+    return max([call.scheduled_s - since_s for call in calls if seen(call) != FULL], default=0.0)
