@@ -33,6 +33,7 @@ from services.proto import signals_pb2
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 from services.proto.signals_pb2_grpc import SignalServiceStub
 from services.triton.tools import locate
+from tests.spans import Received, otlp_receiver
 
 if TYPE_CHECKING:  # torch and faiss are imported only where a fixture needs them: most tests start without
     from pinrec_core.config import Config
@@ -163,13 +164,18 @@ def refine_actions(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Live:
-    """A running stack, stubs on its ports, and the same history store in this process."""
+    """A running stack, stubs on its ports, and the same history store in this process.
+
+    It traces every call, and tells in JSON lines, each behind its process's name.
+    """
 
     trained: Trained
     stack: Stack
     candidates: CandidateServiceStub
     signals: SignalServiceStub
     channel: grpc.Channel
+    received: Received
+    log: Path
     mirror: MemoryHistoryStore = field(default_factory=MemoryHistoryStore)
     _new_users: Iterator[int] = field(default_factory=lambda: count(1_000_000))
     _log_users: Iterator[int] = field(default_factory=lambda: count(101))
@@ -209,13 +215,21 @@ def append_events(signals: SignalServiceStub, events: Sequence[Event]) -> int:
 
 
 @pytest.fixture(scope="session")
-def live(trained, on_free_ports, tmp_path_factory) -> Iterator[Live]:
+def received() -> Iterator[Received]:
+    """Where the spans of the live stack go."""
+    with otlp_receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def live(trained, on_free_ports, received, tmp_path_factory) -> Iterator[Live]:
     """`pinrec up` as its users run it. At the end SIGTERM: exit code 0 and none of its processes left."""
     folder = tmp_path_factory.mktemp("live")
     stack = on_free_ports(trained.releases, folder / "signals", trained.batch_view)
     log = folder / "up.log"
+    told = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint, "PINREC_LOG_FORMAT": "json"}
     with log.open("w") as file:
-        up = subprocess.Popen(up_command(stack), env=quiet_environment(), stdout=file, stderr=file)
+        up = subprocess.Popen(up_command(stack), env={**quiet_environment(), **told}, stdout=file, stderr=file)
     try:
         assert eventually(lambda: up.poll() is not None or serves(f"{stack.host}:{stack.gateway_port}"))
         assert up.poll() is None, log.read_text()[-5_000:]
@@ -224,7 +238,8 @@ def live(trained, on_free_ports, tmp_path_factory) -> Iterator[Live]:
                 channels.enter_context(grpc.insecure_channel(f"{stack.host}:{port}"))
                 for port in (stack.gateway_port, stack.signals_port)
             )
-            yield Live(trained, stack, CandidateServiceStub(gateway), SignalServiceStub(signals), gateway)
+            stubs = CandidateServiceStub(gateway), SignalServiceStub(signals)
+            yield Live(trained, stack, *stubs, gateway, received, log)
         started = descendants(up.pid)
         up.send_signal(signal.SIGTERM)
         assert up.wait(timeout=60) == 0, log.read_text()[-5_000:]
