@@ -12,7 +12,7 @@ lock() {
 }
 lock gateway pyproject.toml --extra tracing "$@"
 lock signals pyproject.toml --extra tracing --extra redis -c "$locks/gateway.txt"
-lock ingest pyproject.toml --extra tracing --extra kafka -c "$locks/gateway.txt"
+lock ingest pyproject.toml --extra tracing --extra kafka --extra batch -c "$locks/gateway.txt"
 echo "$TORCH" | lock models-gpu pyproject.toml - --extra tracing --extra cpu -c "$locks/gateway.txt"
 : "${UV_INDEX=https://download.pytorch.org/whl/cpu}"
 export UV_INDEX
