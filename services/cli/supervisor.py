@@ -1,7 +1,7 @@
 """Starts processes in order, streams their logs, and stops all of them when one dies or it is asked to.
 
 Each runs in a process group of its own, so that Ctrl-C reaches only the supervisor and a process is stopped together
-with its children; should the supervisor be killed, the kernel tells each to stop (`tether.py`).
+with its children; should the supervisor be killed, the kernel tells each to stop (`services/common/tether.py`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from pinrec_core.errors import PinrecError
-
-TETHER = Path(__file__).with_name("tether.py")
+from services.common.tether import TETHER
 
 LAST_LINES = 20
 """Lines of a dead process that are told again at the end."""
@@ -137,7 +135,7 @@ class _Running:
         self.process = process
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._popen = subprocess.Popen(
-            [sys.executable, "-I", str(TETHER), str(os.getpid()), *process.command],
+            [sys.executable, "-I", TETHER, str(os.getpid()), *process.command],
             env=dict(process.environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -17,7 +17,6 @@ from pinrec_core.errors import InvalidConfig
 from pinrec_core.release import list_releases, open_release, serving_state
 from services.cli.supervisor import Process, Supervisor
 from services.common.probe import answers, serves
-from services.triton.command import TritonOptions, clean_shm, command, environment
 from services.triton.tools import locate
 
 _PORT = click.IntRange(1, 65_535)
@@ -42,6 +41,7 @@ class Stack:
     triton_grpc_port: int = 8001
     triton_http_port: int = 8000
     triton_metrics_port: int = 8002
+    triton_health_port: int = 8003
     embed_items: str = ""
     retrieve: str = ""
 
@@ -91,6 +91,7 @@ class Stack:
 @click.option("--triton-grpc-port", default=8001, show_default=True, type=_PORT)
 @click.option("--triton-http-port", default=8000, show_default=True, type=_PORT)
 @click.option("--triton-metrics-port", default=8002, show_default=True, type=_PORT)
+@click.option("--triton-health-port", default=8003, show_default=True, type=_PORT, help="HTTP: /livez and /readyz.")
 @click.option(
     "--embed-items",
     default="",
@@ -169,6 +170,7 @@ def _signals(stack: Stack) -> Process:
         *("--releases", str(stack.releases)),
         *("--data", str(stack.signals_data)),
         *("--listen", address),
+        "--reflection",
         *("--metrics-port", str(stack.signals_metrics_port)),
         *("--items", f"{stack.host}:{stack.items_port}"),
         *("--backups", str(stack.backups or stack.signals_data.with_name("backups"))),
@@ -185,27 +187,29 @@ def _items(stack: Stack) -> Process:
         *("--releases", str(stack.releases)),
         *("--data", str(stack.items_data or stack.signals_data.with_name("items"))),
         *("--listen", address),
+        "--reflection",
         *("--metrics-port", str(stack.items_metrics_port)),
     ]
     return Process("items", line, lambda: serves(address), _unbuffered())
 
 
 def _triton(stack: Stack) -> Process:
-    options = TritonOptions(
-        releases=stack.releases,
-        signals=f"{stack.host}:{stack.signals_port}",
-        items=f"{stack.host}:{stack.items_port}",
-        host=stack.host,
-        grpc_port=stack.triton_grpc_port,
-        http_port=stack.triton_http_port,
-        metrics_port=stack.triton_metrics_port,
-        embed_items=stack.embed_items,
-        retrieve=stack.retrieve,
-    )
-    clean_shm(options)
-    server = locate()
-    url = f"http://{stack.host}:{stack.triton_http_port}/v2/models/pinrec/ready"
-    return Process("triton", command(server, options), lambda: answers(url), environment(server, options))
+    locate()
+    line = [
+        *(sys.executable, "-m", "services.triton", "serve"),
+        *("--releases", str(stack.releases)),
+        *("--signals", f"{stack.host}:{stack.signals_port}"),
+        *("--items", f"{stack.host}:{stack.items_port}"),
+        *("--embed-items", stack.embed_items),
+        *("--retrieve", stack.retrieve),
+        *("--host", stack.host),
+        *("--grpc-port", str(stack.triton_grpc_port)),
+        *("--http-port", str(stack.triton_http_port)),
+        *("--metrics-port", str(stack.triton_metrics_port)),
+        *("--health-port", str(stack.triton_health_port)),
+    ]
+    url = f"http://{stack.host}:{stack.triton_health_port}/readyz"
+    return Process("triton", line, lambda: answers(url), _unbuffered())
 
 
 def _gateway(stack: Stack) -> Process:
@@ -215,6 +219,7 @@ def _gateway(stack: Stack) -> Process:
         *("--releases", str(stack.releases)),
         *("--triton", f"{stack.host}:{stack.triton_grpc_port}"),
         *("--listen", address),
+        "--reflection",
         *("--metrics-port", str(stack.gateway_metrics_port)),
     ]
     return Process("gateway", line, lambda: serves(address), _unbuffered())

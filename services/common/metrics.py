@@ -87,7 +87,10 @@ class GatewayMetrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"pinrec_gateway_{name}", text, labels, registry=registry)
 
-        self.shed = counter("shed", "Requests refused at once because max_in_flight was reached.")
+        self.shed = counter(
+            "shed", "Requests refused at once: no place, or no time left for one.", "reason", "priority"
+        )
+        self.retries = counter("retries", "Requests that a stage left unanswered and that were sent again.", "result")
         self.cold_start = counter("cold_start", "Answered requests of users without a stored event.")
         self.degraded = counter("degraded", "Answered requests that were marked as degraded.", "reason")
         self.mixed_release = counter("mixed_release", "Answers dropped: a stage worked for another release.")
@@ -107,7 +110,22 @@ class GatewayMetrics:
         self.active_release = Gauge(
             "pinrec_gateway_active_release", "Release that requests are admitted for; 0 = none.", registry=registry
         )
+        self.places = Gauge(
+            "pinrec_gateway_places", "Requests that may be in the ensemble at once, by its latency.", registry=registry
+        )
         self.ready = Gauge("pinrec_gateway_ready", "1 while the last canaries passed.", registry=registry)
+
+
+class KeeperMetrics:
+    """Triton's keeper's own; Triton itself exports `nv_inference_*` on its port."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"pinrec_keeper_{name}", text, labels, registry=registry)
+
+        self.ready = Gauge("pinrec_keeper_ready", "1 while Triton answers canaries.", registry=registry)
+        self.canaries = counter("canaries", "Canary requests to this Triton.", "result")
+        self.repairs = counter("repairs", "Stages that were dead or stuck and were loaded again.", "stage", "result")
 
 
 class SignalsMetrics:

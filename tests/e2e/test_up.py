@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 PORTS = (
     *("gateway", "gateway-metrics", "signals", "signals-metrics", "items", "items-metrics"),
-    *("triton-grpc", "triton-http", "triton-metrics"),
+    *("triton-grpc", "triton-http", "triton-metrics", "triton-health"),
 )
 
 

@@ -88,27 +88,34 @@ def test_processes_in_order_with_their_addresses(stack, tmp_path, monkeypatch):
     assert list(signals.command) == [
         *(sys.executable, "-m", "services.signals.server"),
         *("--releases", str(stack.releases), "--data", str(stack.signals_data)),
-        *("--listen", signals_address, "--metrics-port", str(stack.signals_metrics_port)),
+        *("--listen", signals_address, "--reflection", "--metrics-port", str(stack.signals_metrics_port)),
         *("--items", f"127.0.0.1:{stack.items_port}"),
+        *("--backups", str(stack.signals_data.parent / "backups")),
     ]
     assert list(items.command) == [
         *(sys.executable, "-m", "services.items.server"),
         *("--releases", str(stack.releases), "--data", str(stack.signals_data.parent / "items")),
-        *("--listen", f"127.0.0.1:{stack.items_port}", "--metrics-port", str(stack.items_metrics_port)),
+        *("--listen", f"127.0.0.1:{stack.items_port}", "--reflection"),
+        *("--metrics-port", str(stack.items_metrics_port)),
     ]
     elsewhere = processes(replace(stack, items_data=tmp_path / "elsewhere"))[1]
     assert str(tmp_path / "elsewhere") in elsewhere.command
-    assert server.command[0] == str(triton)
-    assert server.environment["PINREC_ITEMS"] == f"127.0.0.1:{stack.items_port}"
-    assert server.environment["PINREC_SIGNALS"] == signals_address
-    assert server.environment["PINREC_RELEASES"] == str(stack.releases)
-    assert (server.environment["PINREC_EMBED_ITEMS"], server.environment["PINREC_RETRIEVE"]) == ("", "")
-    split = processes(replace(stack, embed_items="memory:1", retrieve="memory:2"))[2].environment
-    assert (split["PINREC_EMBED_ITEMS"], split["PINREC_RETRIEVE"]) == ("memory:1", "memory:2")
+    assert list(server.command) == [
+        *(sys.executable, "-m", "services.triton", "serve"),
+        *("--releases", str(stack.releases), "--signals", signals_address),
+        *("--items", f"127.0.0.1:{stack.items_port}"),
+        *("--embed-items", "", "--retrieve", ""),
+        *("--host", "127.0.0.1", "--grpc-port", str(stack.triton_grpc_port)),
+        *("--http-port", str(stack.triton_http_port), "--metrics-port", str(stack.triton_metrics_port)),
+        *("--health-port", str(stack.triton_health_port)),
+    ]
+    split = processes(replace(stack, embed_items="memory:1", retrieve="memory:2"))[2].command
+    assert list(split[10:14]) == ["--embed-items", "memory:1", "--retrieve", "memory:2"]
     assert list(gateway.command) == [
         *(sys.executable, "-m", "services.gateway.server"),
         *("--releases", str(stack.releases), "--triton", f"127.0.0.1:{stack.triton_grpc_port}"),
-        *("--listen", f"127.0.0.1:{stack.gateway_port}", "--metrics-port", str(stack.gateway_metrics_port)),
+        *("--listen", f"127.0.0.1:{stack.gateway_port}", "--reflection"),
+        *("--metrics-port", str(stack.gateway_metrics_port)),
     ]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.supervisor import LAST_LINES, Process, ProcessFailed, Supervisor
+from services.common.tether import TETHER
 
 SERVE = """
 import pathlib, signal, sys, time
@@ -165,10 +166,9 @@ def test_a_killed_supervisor_leaves_no_orphan(tmp_path):
 
 
 def test_a_tether_whose_parent_is_gone_starts_nothing(tmp_path):
-    tether = Path(__file__).parents[2] / "services" / "cli" / "tether.py"
     marker = tmp_path / "started"
     code = f"import pathlib; pathlib.Path({str(marker)!r}).touch()"
-    command = [sys.executable, str(tether), str(os.getppid()), sys.executable, "-c", code]
+    command = [sys.executable, TETHER, str(os.getppid()), sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "the parent is gone" in done.stderr

@@ -11,6 +11,9 @@ import os
 import signal
 import sys
 
+TETHER = __file__
+"""This file, to be run."""
+
 _PR_SET_PDEATHSIG = 1
 
 
