@@ -85,8 +85,16 @@ class TargetConfig:
     """Probability that a sampled offset is 1 (the rest is uniform over [1, max_offset])."""
     same_outcome: bool = True
     """Whether the window holds only targets of the conditioned outcome."""
-    window_pick: Literal["similarity", "loss"] = "similarity"
-    """What the min over the window compares: the plain similarity, or the logQ-corrected loss."""
+    window_pick: Literal["similarity", "loss", "one_to_one"] = "similarity"
+    """Which target of the window a row is trained on.
+
+    `similarity`, `loss`: Eq. 5's min over the window of each drawn offset, by the plain similarity or by the
+    logQ-corrected loss. `one_to_one`: the next `window_size` targets are one set; the first offsets of each outcome,
+    as many as it has targets there, are matched to them one to one by similarity, so that no target is left out and no
+    two embeddings of an outcome learn the same one. Offsets are not drawn then.
+    """
+    position_share: float = 1.0
+    """Share of the positions of a batch that are trained, drawn anew each step."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +251,9 @@ def _check(config: Config) -> None:
          "each outcome once"),
         (1 <= g.offsets_per_step <= t.max_offset, "generate.offsets_per_step", g.offsets_per_step,
          f"1 to targets.max_offset = {t.max_offset}"),
+        (t.window_pick != "one_to_one" or t.window_size <= t.max_offset, "targets.window_size", t.window_size,
+         f"at most targets.max_offset = {t.max_offset} where window_pick is one_to_one"),
+        (0.0 < t.position_share <= 1.0, "targets.position_share", t.position_share, "in (0, 1]"),
         (0.0 < t.next_share <= 1.0, "targets.next_share", t.next_share, "in (0, 1]: offset 1 must be trained"),
         (config.data.test_share + config.data.validation_share < 1.0, "data.test_share", config.data.test_share,
          "test_share + validation_share below 1"),

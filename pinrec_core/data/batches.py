@@ -5,7 +5,7 @@ them, so that every logged query makes the prefix that a search request makes. A
 events a visit. Such a run, where it does not begin at the user's first event, leaves position 0 out: what follows the
 start token alone is trained as cold start only. Serving cuts histories the same way, so the start token learns to stand
 before a cut history too.
-Letters: B batch, T events, S offsets a position, R rows (valid position-offset pairs), W window, C candidates (distinct
+Letters: B batch, T events, R rows (a position with what it is conditioned on), W window, C candidates (distinct
 targets and random negatives).
 """
 
@@ -82,6 +82,8 @@ class TrainingBatch:
     """int64 [R], 1-based"""
     surface: Tensor
     """int64 [R], surface code of the target at t'"""
+    group: Tensor
+    """int64 [R], ascending; rows of a group share their targets"""
     targets: Tensor
     """int64 [R, W], columns of the candidates"""
     mask: Tensor
@@ -177,23 +179,24 @@ class BatchStream:
     def _assemble(
         self, inputs: SequenceInputs, targets: Targets, item_ids: NDArray[np.int64], rng: np.random.Generator
     ) -> TrainingBatch:
-        """Flatten the valid pairs and look up the candidates."""
-        b, t, s = np.nonzero(targets.valid)
-        events, mask = targets.events[b, t, s], targets.mask[b, t, s]  # [R, W]
-        target_ids = item_ids[b[:, None], events]  # [R, W]
+        """Look up the candidates."""
+        events, mask = targets.events, targets.mask  # [R, W]
+        sequence = targets.sequence[:, None]
+        target_ids = item_ids[sequence, events]  # [R, W]
         num_random = min(self._train.random_negatives, len(self._pins))
         drawn = rng.choice(self._pins, size=num_random, replace=False, shuffle=False)
         candidates = np.union1d(target_ids[mask], drawn)
         in_batch = self._train.in_batch_negatives
         content, scale = content_rows(self._dataset.items, candidates)
         is_drawn = np.zeros(item_ids.shape, dtype=bool)
-        is_drawn[np.broadcast_to(b[:, None], events.shape)[mask], events[mask]] = True
+        is_drawn[np.broadcast_to(sequence, events.shape)[mask], events[mask]] = True
         return TrainingBatch(
             inputs=inputs,
-            position=torch.from_numpy(b * targets.offset.shape[1] + t),
-            outcome=torch.from_numpy(targets.outcome[b, t, s]),
-            target_offset=torch.from_numpy(targets.offset[b, t, s]),
-            surface=torch.from_numpy(targets.surface[b, t, s]),
+            position=torch.from_numpy(targets.sequence * (item_ids.shape[1] + 1) + targets.position),
+            outcome=torch.from_numpy(targets.outcome),
+            target_offset=torch.from_numpy(targets.offset),
+            surface=torch.from_numpy(targets.surface),
+            group=torch.from_numpy(targets.group),
             targets=torch.from_numpy(np.where(mask, np.searchsorted(candidates, target_ids), 0)),
             mask=torch.from_numpy(mask),
             candidate_ids=torch.from_numpy(candidates),

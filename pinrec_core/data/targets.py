@@ -3,12 +3,17 @@
 Position t has seen the first t events (0 is the start token). A target offset t' - t counts target events only: pins
 engaged with one of the vocabulary's positive actions. Search queries and other actions are context, never targets. The
 window is half-open: exactly `window_size` target events from t' on (Eq. 5 prints a closed one: one more).
-Letters: B batch, T events, S offsets sampled a position, W window.
+
+Two ways to use a window. Nearest: some offsets are drawn for a position, and each looks for its target in the window
+that begins there (Eq. 5). One to one: the window begins at the next target and is one set; its targets of one outcome
+make a group with as many rows, offsets 1 to the size of the group, and the loss gives each row a target of its own.
+Letters: B batch, T events, S offsets drawn a position, W window, P trained positions, R rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,35 +30,64 @@ class TargetPlan:
     offsets_per_position: int
     next_share: float
     same_outcome: bool
+    one_to_one: bool = False
+    position_share: float = 1.0
 
     @classmethod
     def of(cls, config: Config) -> TargetPlan:
         """The plan that a configuration's variant and targets make."""
         t = config.targets
         if config.model.variant != "mt_oc":
-            return cls(max_offset=1, window_size=1, offsets_per_position=1, next_share=1.0, same_outcome=t.same_outcome)
-        return cls(t.max_offset, t.window_size, t.offsets_per_position, t.next_share, t.same_outcome)
+            return cls(1, 1, 1, 1.0, t.same_outcome, position_share=t.position_share)
+        one_to_one = t.window_pick == "one_to_one"
+        return cls(
+            t.max_offset, t.window_size, t.offsets_per_position, t.next_share, t.same_outcome, one_to_one,
+            t.position_share,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of every position, padded; a (position, offset) pair whose `mask` is all false has none."""
+    """Rows that are trained: a position, what it is conditioned on, and the targets that it may be given."""
 
-    events: NDArray[np.int64]
-    """[B, T+1, S, W]: place of each target within its sequence (0 where masked)."""
-    mask: NDArray[np.bool_]
-    """[B, T+1, S, W]: false past the sequence's end, and for other outcomes if the window holds one outcome only."""
+    sequence: NDArray[np.int64]
+    """[R]: row of the batch."""
+    position: NDArray[np.int64]
+    """[R]: events seen, 0 to T."""
     outcome: NDArray[np.int64]
-    """[B, T+1, S]: outcome index of the target at t'."""
+    """[R]: outcome index of the target at t'."""
     offset: NDArray[np.int64]
-    """[B, T+1, S]: t' - t, 1-based."""
+    """[R], 1-based: t' - t, or the row's place in its group."""
     surface: NDArray[np.int64]
-    """[B, T+1, S]: surface code of the target at t'."""
+    """[R]: surface code of the target at t', or of the group's first."""
+    events: NDArray[np.int64]
+    """[R, W]: place of each target within its sequence (0 where masked)."""
+    mask: NDArray[np.bool_]
+    """[R, W]: false past the sequence's end, and for other outcomes if the window holds one outcome only."""
+    group: NDArray[np.int64]
+    """[R], ascending: rows of one group share their targets, and there are as many of them as targets."""
 
-    @property
-    def valid(self) -> NDArray[np.bool_]:
-        """[B, T+1, S]: pairs with at least one target; the one at t' is among them."""
-        return self.mask[..., 0]
+
+class _Counts(NamedTuple):
+    """Where the target events of each sequence lie."""
+
+    seen: NDArray[np.int64]
+    """[B, T+1]: among the first t events."""
+    left: NDArray[np.int64]
+    """[B, T+1]: after them; 0 where the position is not trained."""
+    total: NDArray[np.int64]
+    """[B]"""
+    nth: NDArray[np.int64]
+    """[B, T]: place of the n-th one, then of all other events."""
+
+    def window(
+        self, sequence: NDArray[np.int64], first: NDArray[np.int64], size: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Events [n, size] from the `first`-th target (from 0, [n]) of each sequence on; false where none is left."""
+        place = first[:, None] + np.arange(size)
+        mask = place < self.total[sequence][:, None]
+        events = self.nth[sequence[:, None], np.minimum(place, self.nth.shape[1] - 1)]
+        return np.where(mask, events, 0), mask
 
 
 def sample_targets(
@@ -63,40 +97,93 @@ def sample_targets(
     plan: TargetPlan,
     rng: np.random.Generator,
 ) -> Targets:
-    """Draw offsets and look up their windows.
+    """Draw positions and offsets and look up their windows.
 
     outcomes [B, T]: outcome index of each event, -1 where it is no target or padding; surfaces [B, T]: codes;
-    trains_start [B]: whether position 0 is trained. An offset is 1 with probability `next_share`, else uniform over
-    [1, min(max_offset, targets left)]: t_lim never lies past the sequence's end, so no draw is wasted there.
+    trains_start [B]: whether position 0 is trained.
     """
-    batch, length = outcomes.shape
-    is_target = outcomes >= 0
-    seen = np.zeros((batch, length + 1), dtype=np.int64)  # targets among the first t events
+    counts = _count(outcomes >= 0, trains_start)
+    if plan.position_share < 1.0:
+        counts.left[rng.random(counts.left.shape) >= plan.position_share] = 0
+    return (_one_to_one if plan.one_to_one else _nearest)(outcomes, surfaces, counts, plan, rng)
+
+
+def _count(is_target: NDArray[np.bool_], trains_start: NDArray[np.bool_]) -> _Counts:
+    batch, length = is_target.shape
+    seen = np.zeros((batch, length + 1), dtype=np.int64)
     np.cumsum(is_target, axis=1, out=seen[:, 1:])
-    total = seen[:, -1]
-    left = total[:, None] - seen  # [B, T+1]
+    left = seen[:, -1:] - seen
     left[~trains_start, 0] = 0
-    offset = _draw_offsets(left, plan, rng)  # [B, T+1, S]
-    place = (seen[:, :, None] + offset - 1)[..., None] + np.arange(plan.window_size)  # [B, T+1, S, W]: n-th target
-    mask = (place < total[:, None, None, None]) & (left > 0)[:, :, None, None]
-    nth_target = np.argsort(~is_target, axis=1, kind="stable")  # [B, T]: events of the targets, then the rest
-    rows = np.arange(batch)[:, None, None, None]
-    events = np.where(mask, nth_target[rows, np.minimum(place, length - 1)], 0)
-    outcome = np.where(mask, outcomes[rows, events], -1)
+    return _Counts(seen, left, seen[:, -1], np.argsort(~is_target, axis=1, kind="stable"))
+
+
+def _nearest(
+    outcomes: NDArray[np.int32],
+    surfaces: NDArray[np.int32],
+    counts: _Counts,
+    plan: TargetPlan,
+    rng: np.random.Generator,
+) -> Targets:
+    """A row for each drawn offset, a group of its own."""
+    drawn = _draw_offsets(counts.left, plan, rng)  # [B, T+1, S]
+    sequence, position, place = np.nonzero(np.broadcast_to(counts.left[..., None] > 0, drawn.shape))
+    offset = drawn[sequence, position, place]
+    events, mask = counts.window(sequence, counts.seen[sequence, position] + offset - 1, plan.window_size)  # [R, W]
+    outcome = outcomes[sequence[:, None], events]
     if plan.same_outcome:
-        mask &= outcome == outcome[..., :1]
-    first = (rows[..., 0], events[..., 0])
+        mask &= outcome == outcome[:, :1]
     return Targets(
+        sequence=sequence,
+        position=position,
+        outcome=outcome[:, 0].astype(np.int64),
+        offset=offset,
+        surface=surfaces[sequence, events[:, 0]].astype(np.int64),
         events=np.where(mask, events, 0),
         mask=mask,
-        outcome=np.maximum(outcome[..., 0], 0).astype(np.int64),
-        offset=offset,
-        surface=surfaces[first].astype(np.int64),
+        group=np.arange(len(sequence)),
+    )
+
+
+def _one_to_one(
+    outcomes: NDArray[np.int32],
+    surfaces: NDArray[np.int32],
+    counts: _Counts,
+    plan: TargetPlan,
+    rng: np.random.Generator,
+) -> Targets:
+    """A row for each target of the window that begins at the next one."""
+    del rng
+    sequence, position = np.nonzero(counts.left > 0)  # [P]
+    events, mask = counts.window(sequence, counts.seen[sequence, position], plan.window_size)  # [P, W]
+    outcome = np.where(mask, outcomes[sequence[:, None], events], -1)
+    alike = mask[:, :, None] & mask[:, None]  # [P, W, W]: targets of one group
+    if plan.same_outcome:
+        alike &= outcome[:, :, None] == outcome[:, None]
+    first = alike.argmax(axis=2)  # [P, W]: place of the group's first target
+    rank = np.tril(alike).sum(axis=2)  # [P, W], from 1
+    row, place = np.nonzero(mask)
+    order = np.lexsort((place, first[row, place], row))  # a group's rows together
+    row, place = row[order], place[order]
+    _, group = np.unique(row * plan.window_size + first[row, place], return_inverse=True)
+    own = alike[row, place]  # [R, W]
+    return Targets(
+        sequence=sequence[row],
+        position=position[row],
+        outcome=outcome[row, place].astype(np.int64),
+        offset=rank[row, place].astype(np.int64),
+        surface=surfaces[sequence[row], events[row, first[row, place]]].astype(np.int64),
+        events=np.where(own, events[row], 0),
+        mask=own,
+        group=group.astype(np.int64),
     )
 
 
 def _draw_offsets(left: NDArray[np.int64], plan: TargetPlan, rng: np.random.Generator) -> NDArray[np.int64]:
-    """t' ~ p(. | t) of Eq. 5 for `left` targets ahead, [B, T+1] -> [B, T+1, S]; 1 where none is left."""
+    """t' ~ p(. | t) of Eq. 5 for `left` targets ahead, [B, T+1] -> [B, T+1, S]; 1 where none is left.
+
+    An offset is 1 with probability `next_share`, else uniform over [1, min(max_offset, targets left)]: t_lim never lies
+    past the sequence's end, so no draw is wasted there.
+    """
     shape = (*left.shape, plan.offsets_per_position)
     limit = np.clip(left, 1, plan.max_offset)[..., None]
     uniform = 1 + np.floor(rng.random(shape) * limit).astype(np.int64)

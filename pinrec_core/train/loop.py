@@ -113,7 +113,7 @@ class Trainer:
         return loss.detach()
 
     def loss(self, batch: TrainingBatch) -> Tensor:
-        """Mean loss over the batch's valid (position, offset) pairs (Eq. 3 and 5): scalar."""
+        """Mean loss over the batch's rows (Eq. 3 and 5): scalar."""
         with self._mixed_precision():
             hidden = self.model.hidden_states(batch.inputs).flatten(0, 1)  # [B (T+1), width]
             predicted = self.model.predict(
@@ -130,6 +130,7 @@ class Trainer:
             batch.negative,
             self.model.logit_scale(),
             self.window_pick,
+            batch.group,
         )
         return losses.sum() / max(1, len(losses))
 

@@ -1,12 +1,10 @@
 """Sampled softmax over in-batch and random negatives, and its windowed form (paper, section 4.3, Eq. 2 and 5).
 
-Pure functions of tensors. Letters: R rows (valid position-offset pairs), W window, C candidates (the batch's distinct
-targets and the random negatives together), D embedding.
+Pure functions of tensors. Letters: R rows (positions with what they are conditioned on), W window, C candidates (the
+batch's distinct targets and the random negatives together), D embedding.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from pinrec_core.train.window import WindowPick, pick_targets
 
 _EXCLUDED = -1e30
 """Logit of a candidate that is no negative of a row; finite, so that a row without any negative has zero gradients."""
@@ -45,48 +45,48 @@ def sampled_softmax_loss(
     log_q: Tensor,
     negative: Tensor,
     logit_scale: Tensor,
-    window_pick: Literal["similarity", "loss"] = "similarity",
+    window_pick: WindowPick = "similarity",
+    group: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 2 for each row's best target of its window (Eq. 5's min): [R].
+    """Eq. 2 for the target that each row is given out of its window (Eq. 5): [R].
 
     predicted [R, D] and candidates [C, D], L2-normalized; targets int64 [R, W]: columns of `candidates`, valid where
     mask (bool [R, W]; at least one a row); log_q [C] is subtracted from every scaled similarity; negative bool [C]:
     whether a candidate serves as a negative. Accidental hits, negatives equal to any target of the row, are left out.
-    `window_pick`: "similarity" lets the plain similarity choose the target whose corrected loss is trained; with "loss"
-    the smallest corrected loss counts, which favours the window's rarest item, since its correction is largest.
+    `window_pick` and `group`: see `window.pick_targets`.
     """
+    with torch.no_grad():
+        picked = pick_targets(predicted, candidates, targets, mask, log_q, logit_scale, window_pick, group)
+    own = targets.gather(1, picked[:, None])  # [R, 1]
     bias = torch.where(negative, -log_q, torch.full_like(log_q, _EXCLUDED))
     step = max(1, _MAX_LOGITS[predicted.device.type] // max(1, len(candidates)))
     if len(predicted) <= step:
-        return _rows_loss(predicted, targets, mask, candidates, log_q, bias, logit_scale, window_pick)
+        return _rows_loss(predicted, own, targets, mask, candidates, log_q, bias, logit_scale)
     losses = [
         checkpoint(
             _rows_loss, *rows, candidates=candidates, log_q=log_q, bias=bias, logit_scale=logit_scale,
-            window_pick=window_pick, use_reentrant=False, preserve_rng_state=False,
+            use_reentrant=False, preserve_rng_state=False,
         )
-        for rows in zip(predicted.split(step), targets.split(step), mask.split(step), strict=True)
+        for rows in zip(predicted.split(step), own.split(step), targets.split(step), mask.split(step), strict=True)
     ]  # fmt: skip
     return torch.cat(losses)
 
 
 def _rows_loss(
     predicted: Tensor,
+    own: Tensor,
     targets: Tensor,
     mask: Tensor,
     candidates: Tensor,
     log_q: Tensor,
     bias: Tensor,
     logit_scale: Tensor,
-    window_pick: str,
 ) -> Tensor:
-    """The loss of some rows; `bias` [C] is -log_q, or `_EXCLUDED` for what is no negative."""
+    """The loss of some rows with targets `own` [R, 1]; `bias` [C] is -log_q, or `_EXCLUDED` for what is no negative."""
     scaled = logit_scale * predicted
-    similarity = torch.einsum("rd,rwd->rw", scaled, candidates[targets])  # [R, W], lambda included
+    similarity = torch.einsum("rd,rwd->rw", scaled, candidates[own])  # [R, 1], lambda included
     logits = torch.addmm(bias, scaled, candidates.T)  # [R, C]
     row, column = mask.nonzero(as_tuple=True)
     logits[row, targets[row, column]] = _EXCLUDED
     rest = torch.logsumexp(logits, dim=1, keepdim=True)  # [R, 1]
-    losses = F.softplus(rest - (similarity - log_q[targets]))  # -log(e^s / (e^s + sum of e^s_n)), [R, W]
-    worth = similarity if window_pick == "similarity" else -losses
-    best = worth.detach().masked_fill(~mask, -torch.inf).argmax(dim=1, keepdim=True)
-    return losses.gather(1, best).squeeze(1)
+    return F.softplus(rest - (similarity - log_q[own])).squeeze(1)  # -log(e^s / (e^s + sum of e^s_n))

@@ -39,6 +39,11 @@ def test_a_file_with_overrides(tmp_path):
         ({"data": {"test_share": -0.5}}, ["data.test_share", "-0.5", "at least 0"]),
         ({"model": {"dropout": 2.0}}, ["model.dropout", "2.0", "below 1"]),
         ({"data": {"outcomes": ["save", "save"]}}, ["data.outcomes", "once"]),
+        (
+            {"targets": {"max_offset": 4, "window_size": 5, "window_pick": "one_to_one"}},
+            ["targets.window_size", "one_to"],
+        ),
+        ({"targets": {"position_share": 0.0}}, ["targets.position_share", "(0, 1]"]),
         ({"train": {"log_q": 1}}, ["train.log_q", "bool"]),
     ],
 )

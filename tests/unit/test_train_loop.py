@@ -163,6 +163,18 @@ def test_a_loss_that_is_not_finite_names_the_learning_rate(dataset, tmp_path):
         train(config_of(learning_rate=1e30, gradient_clip=1e30), dataset, tmp_path, recall(0.5), progress=False)
 
 
+def test_matched_one_to_one_the_embeddings_of_a_step_share_the_window_out(dataset, tmp_path):
+    values = config_of("mt_oc", max_steps=200, eval_every=200).to_dict()
+    values["targets"].update(max_offset=2, window_size=2, window_pick="one_to_one")
+    values["generate"].update(offsets_per_step=2)
+    config = config_from_dict(values)
+    users = np.arange(NUM_USERS)
+    result = train(config, dataset, tmp_path, lambda m: evaluate(m, dataset, users, k=1, num_targets=2), progress=False)
+    # One step, one item each: the next two items, in whatever order.
+    assert result.metrics["target_recall"] > 0.8
+    assert result.metrics["unique_within_user"] > 0.9
+
+
 @pytest.mark.parametrize("changes", [{"log_q": False}, {"in_batch_negatives": False}, {"random_negatives": 0}])
 def test_the_ablations_train(dataset, tmp_path, changes):
     result = train(config_of(**changes), dataset, tmp_path, recall(0.5), progress=False)
