@@ -1,0 +1,82 @@
+"""Who calls whom in the manifests: ports, addresses and network policies."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from services.cli.up import Stack as Up
+from tests.contract.manifests import STACKS, each_container, labels, options, stack
+
+every_stack = pytest.mark.parametrize("name", STACKS)
+
+
+def test_every_command_line_is_one_that_its_program_takes():
+    for one in each_container():
+        if one.words[0] == "python":
+            options(one)
+
+
+@every_stack
+def test_ports_are_those_that_the_programs_listen_on(name):
+    up, keeper = Up(Path(), Path(), None), {"triton": 8001, "triton-metrics": 8002, "keeper": 8003}
+    assert (keeper["triton"], keeper["triton-metrics"]) == (up.triton_grpc_port, up.triton_metrics_port)
+    for one in stack(name).serving():
+        if one.spec["image"].startswith("pinrec/triton"):
+            assert one.ports == keeper
+            continue
+        given = options(one) if one.spec["image"].startswith("pinrec/") else {}
+        if "listen" in given:
+            role = one.spec["name"]
+            assert one.ports == {"grpc": getattr(up, f"{role}_port"), "metrics": getattr(up, f"{role}_metrics_port")}
+            assert given["listen"] == f"0.0.0.0:{one.ports['grpc']}"
+            assert int(given["metrics_port"]) == one.ports["metrics"]
+            assert given["reflection"] is False
+
+
+@every_stack
+def test_every_address_is_a_service_that_the_policies_let_its_caller_reach(name):
+    rendered = stack(name)
+    for one in rendered.containers():
+        said = " ".join([*one.words, *one.env.values()])
+        for host, port in re.findall(r"(?:^|[=/ ])([a-z][a-z-]*):([0-9]{4})\b", said):
+            if host == "localhost":
+                assert int(port) in {
+                    p for other in rendered.containers() if other.pod is one.pod for p in other.ports.values()
+                }
+                continue
+            service = rendered.service(host)
+            assert int(port) in [entry["port"] for entry in service["spec"]["ports"]], f"{one.name} calls {host}:{port}"
+            [callee] = rendered.selected(service["spec"]["selector"])
+            assert rendered.may_call(one.owner, callee, int(port)), f"{one.owner} -> {callee}:{port}"
+
+
+@every_stack
+def test_nobody_else_gets_in(name):
+    rendered = stack(name)
+    serving = set(rendered.pods) & {"serving", "signals", "items", "memory"}
+    allowed = {
+        ("serving", 8500): {"pinrec/gateway": "allow"},
+        ("signals", 8600): {"pinrec/signals": "allow"},
+        ("items", 8700): {"pinrec/items": "allow"},
+    }
+    for owner in serving:
+        ports = {port for one in rendered.containers() if one.owner == owner for port in one.ports.values()}
+        for port in ports | {8000}:
+            doors = rendered.doors(owner, port)
+            metrics = [{"pinrec/metrics": "allow"}] if port in {9500, 9600, 9700, 8002, 8003} else []
+            assert doors == ([allowed[owner, port]] if (owner, port) in allowed else metrics), f"{owner}:{port}"
+    insiders = {caller for caller in rendered.pods if rendered.may_call(caller, "serving", 8001)}
+    assert insiders == set(), "Triton of a serving pod is called inside the pod only"
+    if "memory" in serving:
+        assert {one for one in rendered.pods if rendered.may_call(one, "memory", 8001)} == {"serving"}
+    denied = next(one for one in rendered.of("NetworkPolicy") if one["metadata"]["name"] == "default-deny")
+    assert denied["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_namespaces_and_accounts_have_no_rights():
+    for name in STACKS:
+        assert not stack(name).of("Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding")
+        assert all(account["automountServiceAccountToken"] is False for account in stack(name).of("ServiceAccount"))
+        for namespace in stack(name).of("Namespace"):
+            assert labels(namespace)["pod-security.kubernetes.io/enforce"] == "restricted"
