@@ -26,7 +26,7 @@ from benchmarks.chaos.writers import Writer
 from services.cli.supervisor import Process
 
 SHARE_OF_CAPACITY = 0.5
-BEFORE_S, STEADY_S, GIVE_UP_S = 2.0, 3.0, 60.0
+BEFORE_S, STEADY_S, GIVE_UP_S = 2.0, 3.0, 40.0
 HOLD_S = 5.0
 BAR_S = 10.0
 MARKED = (FULL, "degraded", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED")
@@ -151,6 +151,8 @@ async def try_one(fleet: Fleet, fault: Fault, rate: float, startup_s: float, wri
         await asyncio.to_thread(context.__exit__, None, None, None)
         relieved = time.monotonic()
         settled = await load.settle(STEADY_S, GIVE_UP_S)
+    if not settled:
+        await asyncio.to_thread(fleet.mend)
     failed_appends = writer.repeats - failed_appends
     appends_s = max(0.0, writer.last_failed_s - relieved) if failed_appends else 0.0
     before = counted([call for call in load.calls if call.scheduled_s < began])

@@ -49,6 +49,13 @@ class Fleet:
         """Sessions of each part, of all its starts."""
         return {name: [*part.sessions] for name, part in self.parts.items() if part.living()}
 
+    def mend(self) -> None:
+        """Start Triton and the gateway anew, after something that they did not get over by themselves."""
+        for name in ("triton", "gateway"):
+            self.parts[name].kill()
+        if not wait_for(lambda: serves(self.gateway)):
+            raise RuntimeError("the gateway does not turn SERVING again: " + self.parts["gateway"].last_words())
+
     def restarts(self) -> int:
         """How often a part was started again."""
         return sum(part.starts - 1 for part in self.parts.values())

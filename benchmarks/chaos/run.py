@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.chaos import faults, overload
+from benchmarks.chaos import faults, malformed, overload
 from benchmarks.chaos.sandbox import enter
 from benchmarks.chaos.table import Row, finish, save
 from benchmarks.chaos.world import World, make_world
@@ -27,6 +27,7 @@ from benchmarks.chaos.world import World, make_world
 PARTS: dict[str, Callable[[World, Path], Sequence[Row]]] = {
     "overload": overload.measure,
     "faults": faults.measure,
+    "malformed": malformed.measure,
 }
 """Each: the world and a folder of its own -> its rows."""
 
