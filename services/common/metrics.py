@@ -145,6 +145,9 @@ class SignalsMetrics:
             "append_seconds", "Time until a request's events were durable, unary or streamed.", LATENCY_BUCKETS
         )
         self.append_events = histogram("append_events", "Events of one request that were made durable.", COUNT_BUCKETS)
+        self.event_lag_seconds = histogram(
+            "event_lag_seconds", "Age of a request's last event when it was durable, and so readable.", AGE_BUCKETS
+        )
         self.events = counter("events", "Events of AppendEvents by outcome; OK = acknowledged as durable.", "code")
         self.expired_events = counter("expired_events", "Events dropped since the batch view has long held them.")
         self.store_problem = gauge("store_problem", "1 while the realtime view cannot be read or written.")
