@@ -32,17 +32,17 @@ class Fleet:
     @property
     def gateway(self) -> str:
         """Where candidates are asked for."""
-        return f"{self.stack.host}:{self.stack.gateway_port}"
+        return listening(self.parts["gateway"].process)
 
     @property
     def signals(self) -> str:
         """Where events are appended."""
-        return f"{self.stack.host}:{self.stack.signals_port}"
+        return listening(self.parts["signals"].process)
 
     @property
     def items(self) -> str:
         """Where items are added."""
-        return f"{self.stack.host}:{self.stack.items_port}"
+        return listening(self.parts["items"].process)
 
     @property
     def sessions(self) -> dict[str, list[int]]:
@@ -107,12 +107,17 @@ def as_they_are(_: Path, started: list[Process]) -> list[Process]:
     return started
 
 
+def listening(process: Process) -> str:
+    """host:port of a server of ours."""
+    return process.command[process.command.index("--listen") + 1]
+
+
 @contextmanager
-def running(world: World, folder: Path, change: Change = as_they_are) -> Iterator[Fleet]:
+def running(world: World, folder: Path, change: Change = as_they_are, host: str = "127.0.0.1") -> Iterator[Fleet]:
     """A fleet on copies of the world's releases, 1 active."""
     shutil.copytree(world.releases, fresh(folder) / "releases")
     write_serving_state(folder / "releases", ServingState(1, (1,)))
-    stack = replace(world.stack(folder / "signals"), releases=folder / "releases")
+    stack = replace(world.stack(folder / "signals"), host=host, releases=folder / "releases")
     with Fleet(stack, change(folder, processes(stack)), folder) as fleet:
         if not wait_for(lambda: serves(fleet.gateway)):
             raise RuntimeError("the gateway does not turn SERVING: " + fleet.parts["gateway"].last_words())

@@ -36,6 +36,7 @@ ANSWER_S, CALL_S = 0.1, 10.0
 _LEAKS = re.compile(r"Traceback|File \"|\.py\b|site-packages")
 _CODES = grpc.StatusCode
 RIGHT = {_CODES.OK, _CODES.INVALID_ARGUMENT}
+_LOAD = {_CODES.RESOURCE_EXHAUSTED, _CODES.DEADLINE_EXCEEDED}
 RELEASE_UNKNOWN = _CODES.UNAVAILABLE
 _EVENT = Event(user_id=wrong.FIRST_USER, item_id=3, item_type="pin", action="save", surface="home", timestamp_ms=1)
 
@@ -266,13 +267,13 @@ def _extreme(
 
 
 async def outcome(call: Callable[[], Awaitable[Any]]) -> tuple[grpc.StatusCode, str]:
-    """Code and details; a call that was refused for load is made again, a few times."""
+    """Code and details; a call that failed for load is made again, a few times."""
     for pause_s in (0.05, 0.2, 0.5, 0.0):
         try:
             await call()
             return _CODES.OK, ""
         except grpc.aio.AioRpcError as error:
-            if error.code() is not _CODES.RESOURCE_EXHAUSTED or not pause_s:
+            if error.code() not in _LOAD or not pause_s:
                 return error.code(), error.details() or ""
         await asyncio.sleep(pause_s)
     raise AssertionError("the last pause is 0")

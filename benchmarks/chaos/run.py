@@ -14,12 +14,14 @@ from services.common.threads import sleep_when_idle
 
 sleep_when_idle()
 
+import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
-from benchmarks.chaos import faults, malformed, overload
+from benchmarks.chaos import faults, links, malformed, overload
 from benchmarks.chaos.sandbox import enter
 from benchmarks.chaos.table import Row, finish, save
 from benchmarks.chaos.world import World, make_world
@@ -27,6 +29,7 @@ from benchmarks.chaos.world import World, make_world
 PARTS: dict[str, Callable[[World, Path], Sequence[Row]]] = {
     "overload": overload.measure,
     "faults": faults.measure,
+    "network": links.measure,
     "malformed": malformed.measure,
 }
 """Each: the world and a folder of its own -> its rows."""
@@ -39,6 +42,7 @@ PARTS: dict[str, Callable[[World, Path], Sequence[Row]]] = {
 def main(work: Path, report: Path | None, only: tuple[str, ...]) -> None:
     """Run the parts and print the table."""
     enter("benchmarks.chaos.run")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave every context, and with them no process behind
     world = make_world(work / "world")
     rows: list[Row] = []
     for name in only or PARTS:
