@@ -9,7 +9,7 @@ BIN    := .venv/bin
 PINREC := $(BIN)/pinrec
 
 .DEFAULT_GOAL := help
-.PHONY: help compose-smoke image-locks local-base setup check format test test-data demo up loadtest bench-steering chaos-signals chaos-release proto clean
+.PHONY: help audit compose-smoke image-locks local-base sbom setup check format test test-data demo up loadtest bench-steering chaos-signals chaos-release proto clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -24,10 +24,19 @@ setup: .venv/.ready ## Virtual environment with the project (EXTRA=cpu|gpu) and 
 	$(BIN)/python -m services.triton install
 	touch $@
 
-check: setup ## Lint, format and types
+check: setup ## Lint, format, types, manifests, what the images hold and what is known against it
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q $(wildcard tests/contract/test_manifest*.py tests/contract/test_images.py tests/contract/test_dashboards.py)
+	$(BIN)/python deploy/supply_chain.py sbom
+	$(BIN)/python deploy/supply_chain.py audit --if-reachable
+
+audit: setup ## Published vulnerabilities of the packages in the images; fails if there are any or nobody can be asked
+	$(BIN)/python deploy/supply_chain.py audit
+
+sbom: setup ## A software bill of materials of each image, in build/sbom
+	$(BIN)/python deploy/supply_chain.py sbom
 
 format: setup ## Rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
