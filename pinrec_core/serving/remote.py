@@ -17,6 +17,7 @@ from pinrec_core.serving.contract import StageContract
 from pinrec_core.serving.deadline import NS_PER_MS, deadline_of
 from pinrec_core.serving.error_words import UNEXPECTED, error_from_text
 from pinrec_core.serving.triton_io import decode_fields, encode_fields
+from pinrec_core.serving.triton_tls import triton_client_tls
 
 CHANNEL_OPTIONS = [
     ("grpc.lb_policy_name", "round_robin"),  # with dns:///, over every replica behind a headless service
@@ -36,7 +37,7 @@ class RemoteStage:
     """
 
     def __init__(self, address: str, contract: StageContract, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
-        self._client = triton.InferenceServerClient(address, channel_args=CHANNEL_OPTIONS)
+        self._client = triton.InferenceServerClient(address, channel_args=CHANNEL_OPTIONS, **triton_client_tls())
         self._contract = contract
         self._now_ns = now_ns
 

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import grpc
 import numpy as np
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pinrec_core.errors import InvalidRequest, Unavailable
 from pinrec_core.release import Release, open_release, serving_state
 from services.cli.titles import release_titles
 from services.common.client import connect
+from services.common.probe import serves
 from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 
@@ -201,16 +200,10 @@ def running_stack(paths: Paths) -> Iterator[None]:
 def wait_until_serving(up: subprocess.Popen[bytes], log_path: Path) -> None:
     """Until the gateway's health says SERVING. Raises Unavailable with the log's end if the stack dies or is late."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    with grpc.insecure_channel(GATEWAY) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        while time.monotonic() < deadline and up.poll() is None:
-            try:
-                reply = health.Check(health_pb2.HealthCheckRequest(), timeout=1)
-                if reply.status == health_pb2.HealthCheckResponse.SERVING:
-                    return
-            except grpc.RpcError:
-                pass
-            time.sleep(0.2)
+    while time.monotonic() < deadline and up.poll() is None:
+        if serves(GATEWAY):
+            return
+        time.sleep(0.2)
     tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-20:])
     raise Unavailable(f"the stack did not start; the end of {log_path}:\n{tail}")
 

@@ -223,14 +223,12 @@ def _refusing(error: PinrecError) -> Any:
     code, message = status_of(error)
 
     async def refuse(_: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
-        await context.abort(code, message, pushback(error))
+        await context.abort(code, message, pushback(error) if isinstance(error, LimitExceeded) else ())
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def pushback(error: BaseException) -> tuple[tuple[str, str], ...]:
-    """What a client whose limit is used up is told of when to try again."""
-    if not isinstance(error, LimitExceeded):
-        return ()
+def pushback(error: LimitExceeded) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata for a client whose limit is used up: when to try again."""
     wait_ms = round(error.retry_after_s * 1_000) + 1 if error.retry_after_s <= _LONGEST_PUSHBACK_S else -1
     return ((RETRY_PUSHBACK, str(wait_ms)),)

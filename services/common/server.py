@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -20,14 +21,27 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
-from pinrec_core.errors import InvalidConfig, InvalidRequest
+from pinrec_core.errors import InvalidConfig, InvalidRequest, LimitExceeded
+from services.common.auth import RETRY_PUSHBACK, Gate, GateInterceptor, charge, pace, pushback
 from services.common.errors import status_of
 from services.common.logs import FailedCalls, log_format_option
-from services.common.metrics import RpcMetrics
+from services.common.metrics import AccessMetrics, RpcMetrics
+from services.common.tls import server_credentials
 from services.common.tracing import NO_TRACING, Tracing
 
 MAX_MESSAGE_BYTES = 16 << 20
-"""Largest message accepted or sent: a batch of 256 requests that each exclude 2,000 items stays below it."""
+"""Largest message sent: 256 answers of 1,000 candidates with their reasons stay below it."""
+
+_CHANNEL_OPTIONS = [
+    # Without SO_REUSEPORT a second process on the port fails at once instead of sharing its connections.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # What one connection can hold of us: headers of a call, calls at once, and the time it may take to say hello.
+    ("grpc.max_metadata_size", 8 << 10),
+    ("grpc.absolute_max_metadata_size", 16 << 10),
+    ("grpc.max_concurrent_streams", 1_024),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+]
 
 RETRY_PUSHBACK_MS = "100"
 """How long a refused client waits before it tries again (gRPC's retry throttling reads it)."""
@@ -42,14 +56,20 @@ log = logging.getLogger(__name__)
 class ServerOptions:
     """How a process listens and stops.
 
-    `listen` "host:port", port 0 = any free one; `metrics_port`, on the same host, 0 = none. On SIGTERM health turns
-    NOT_SERVING, calls are still taken for `linger_s` seconds (so that load balancers notice), then those in flight have
-    `drain_s` seconds.
+    `listen` "host:port", port 0 = any free one; `metrics_port` 0 = none, its host that of `listen` unless
+    `metrics_host` names another. On SIGTERM health turns NOT_SERVING, calls are still taken for `linger_s` seconds (so
+    that load balancers notice), then those in flight have `drain_s` seconds. With a certificate the port speaks TLS,
+    with `tls_client_ca` to clients with a certificate of their own, with `tokens` to those that the file knows.
     """
 
     listen: str
     metrics_port: int = 0
-    reflection: bool = True
+    metrics_host: str = ""
+    reflection: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    tokens: Path | None = None
     linger_s: float = 0.0
     drain_s: float = 10.0
     log_format: str = "text"
@@ -66,9 +86,14 @@ def server_options(listen: str, metrics_port: int) -> Callable[[Command], Comman
             "--metrics-port",
             default=metrics_port,
             show_default=True,
-            help="Port of Prometheus metrics, on the host of --listen; 0 = none.",
+            help="Port of Prometheus metrics; 0 = none.",
         ),
-        click.option("--reflection/--no-reflection", default=True, show_default=True, help="Serve gRPC reflection."),
+        click.option("--metrics-host", default="", metavar="HOST", help="Its address.  [default: that of --listen]"),
+        click.option("--reflection/--no-reflection", default=False, show_default=True, help="Serve gRPC reflection."),
+        _file("--tls-cert", "PINREC_TLS_CERT", "Certificate chain (PEM): the port speaks TLS. Followed when renewed."),
+        _file("--tls-key", "PINREC_TLS_KEY", "Its key (PEM)."),
+        _file("--tls-client-ca", "PINREC_TLS_CLIENT_CA", "Only clients with a certificate of this CA (PEM) are heard."),
+        _file("--tokens", "PINREC_TOKENS", "Only clients with a token of this file are answered (`pinrec token`)."),
         click.option(
             "--linger",
             "linger_s",
@@ -88,6 +113,11 @@ def server_options(listen: str, metrics_port: int) -> Callable[[Command], Comman
     return decorate
 
 
+def _file(option: str, variable: str, text: str) -> Callable[[Command], Command]:
+    kind = click.Path(path_type=Path, dir_okay=False)
+    return click.option(option, type=kind, envvar=variable, show_envvar=True, help=text)
+
+
 class GrpcServer:
     """A grpc.aio server: add services to `.server`, then `start`, `set_serving`, and `run_until_stopped` or `drain`.
 
@@ -100,18 +130,19 @@ class GrpcServer:
         options: ServerOptions,
         registry: CollectorRegistry,
         tracing: Tracing = NO_TRACING,
+        max_request_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
+        """Raises InvalidConfig for files of certificates or tokens that cannot be used."""
         self.options = options
         self.tracing = tracing
         self.port = 0
         self._registry = registry
         self._services = tuple(services)
         self._health = health.aio.HealthServicer()
-        sizes = [(f"grpc.max_{way}_message_length", MAX_MESSAGE_BYTES) for way in ("receive", "send")]
-        # Without SO_REUSEPORT a second process on the port fails at once instead of sharing its connections.
+        self._credentials = server_credentials(options.tls_cert, options.tls_key, options.tls_client_ca)
         self.server = grpc.aio.server(
-            interceptors=[EdgeInterceptor(RpcMetrics(registry), self.tracing)],
-            options=[*sizes, ("grpc.so_reuseport", 0)],
+            interceptors=[*_gates(options, registry), EdgeInterceptor(RpcMetrics(registry), self.tracing)],
+            options=[*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", max_request_bytes)],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         if options.reflection:
@@ -122,7 +153,7 @@ class GrpcServer:
         await self.set_serving(False)
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         try:
-            self.port = self.server.add_insecure_port(self.options.listen)
+            self.port = self._add_port(self.options.listen)
         except RuntimeError as error:
             raise InvalidConfig(f"--listen has value {self.options.listen!r}; allowed: a free port") from error
         if self.options.metrics_port:
@@ -130,19 +161,23 @@ class GrpcServer:
         await self.server.start()
         log.info("listening on port %d, metrics on %d", self.port, self.options.metrics_port)
 
+    def _add_port(self, address: str) -> int:
+        if self._credentials is None:
+            return int(self.server.add_insecure_port(address))
+        return int(self.server.add_secure_port(address, self._credentials))
+
     def _serve_metrics(self, port: int) -> None:
+        host = self.options.metrics_host or self.options.listen.rpartition(":")[0].strip("[]")
         try:
-            start_http_server(port, addr=self._host(), registry=self._registry)
+            start_http_server(port, addr=host, registry=self._registry)
         except OSError as error:
-            raise InvalidConfig(f"--metrics-port has value {port}; allowed: a free port, or 0 for none") from error
+            value = f"--metrics-port has value {port} on host {host!r}"
+            raise InvalidConfig(f"{value}; allowed: a free port, or 0 for none") from error
 
-    def _host(self) -> str:
-        return self.options.listen.rpartition(":")[0].strip("[]")
-
-    async def set_serving(self, serving: bool) -> None:
-        """Answer of the health service from now on; ignored once draining."""
+    async def set_serving(self, serving: bool, *names: str) -> None:
+        """Answer of the health service from now on, of all services if none is named; ignored once draining."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in (health.OVERALL_HEALTH, *self._services):
+        for name in names or (health.OVERALL_HEALTH, *self._services):
             await self._health.set(name, status)
 
     async def run_until_stopped(self) -> None:
@@ -162,6 +197,15 @@ class GrpcServer:
         await self.server.stop(self.options.drain_s)
         await asyncio.to_thread(self.tracing.close)
         log.info("stopped")
+
+
+def _gates(options: ServerOptions, registry: CollectorRegistry) -> list[grpc.aio.ServerInterceptor]:
+    """What stands before the edge: the gate, where a tokens file says who may come in."""
+    if options.tokens is None:
+        return []
+    if options.tls_cert is None:
+        raise InvalidConfig("--tokens is set without --tls-cert: a token must not travel in the clear")
+    return [GateInterceptor(Gate(options.tokens, AccessMetrics(registry)))]
 
 
 Handler = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
@@ -210,7 +254,9 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
                 add_trailers(context, *span.trailers)
                 async with _edge(context, ended):
-                    return await call(_read(read, encoded), context)
+                    message = _read(read, encoded)
+                    charge(message)
+                    return await call(message, context)
 
         return guarded
 
@@ -244,6 +290,7 @@ async def _edge(
         raise
     except Exception as error:  # the edge: nothing that was raised may reach the client as it is
         code, message = status_of(error)
+        add_trailers(context, *_trailers(code, error))
         await _abort(context, code, message)
     finally:
         ended(code, message)
@@ -257,14 +304,15 @@ def _read(read: Read, encoded: bytes) -> Any:
 
 
 async def _read_each(read: Read, encoded: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    async for message in encoded:
-        yield _read(read, message)
+    async for one in encoded:
+        message = _read(read, one)
+        await pace(message)
+        yield message
 
 
 async def _abort(context: grpc.aio.ServicerContext, code: grpc.StatusCode, message: str) -> None:
     """Tell the client; if it is gone (its deadline passed, it hung up), end as cancelled, which is not logged."""
     try:
-        add_trailers(context, *_trailers(code))
         await context.abort(code, message)
     except grpc.aio.InternalError as error:
         raise asyncio.CancelledError from error
@@ -276,7 +324,9 @@ def add_trailers(context: grpc.aio.ServicerContext, *pairs: tuple[str, str]) -> 
         context.set_trailing_metadata((*context.trailing_metadata(), *pairs))
 
 
-def _trailers(code: grpc.StatusCode) -> tuple[tuple[str, str], ...]:
+def _trailers(code: grpc.StatusCode, error: BaseException) -> tuple[tuple[str, str], ...]:
+    if isinstance(error, LimitExceeded):
+        return pushback(error)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return (("grpc-retry-pushback-ms", RETRY_PUSHBACK_MS),)
+        return ((RETRY_PUSHBACK, RETRY_PUSHBACK_MS),)
     return ()

@@ -13,6 +13,7 @@ from pinrec_core.messages import CandidateRequest
 from pinrec_core.serving.contract import ENSEMBLE, STAGES
 from pinrec_core.serving.error_words import error_from_text
 from pinrec_core.serving.triton_io import decode_fields, encode_fields
+from pinrec_core.serving.triton_tls import triton_client_tls
 from services.common.tracing import NO_TRACING, Tracing
 from services.gateway.reply import PathOutput
 
@@ -42,7 +43,7 @@ class Ensemble:
 
     def __init__(self, address: str, tracing: Tracing = NO_TRACING) -> None:
         self._tracing = tracing
-        self._client = triton.InferenceServerClient(address, channel_args=CHANNEL_OPTIONS)
+        self._client = triton.InferenceServerClient(address, channel_args=CHANNEL_OPTIONS, **triton_client_tls())
 
     async def infer(self, request: CandidateRequest, timeout_s: float, request_id: str) -> EnsembleAnswer:
         """One user's request through all four stages.

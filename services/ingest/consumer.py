@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPa
 
 from pinrec_core.errors import InvalidConfig, InvalidRequest, Unavailable
 from pinrec_core.signals.events import Event
-from services.common.client import QUICK_RECONNECT
+from services.common.client import QUICK_RECONNECT, open_channel
 from services.common.metrics import IngestMetrics
 from services.common.outage import Outage
 from services.ingest.messages import read_event
@@ -80,7 +80,7 @@ class EventConsumer:
             self._producer = Producer(kafka, logger=log) if options.dead_letter else None
         except KafkaException as error:
             raise InvalidConfig(f"Kafka's client refuses the settings: {error.args[0].str()}") from error
-        self._channel = grpc.insecure_channel(options.signals, QUICK_RECONNECT)
+        self._channel = open_channel(options.signals, QUICK_RECONNECT)
         self._stub = SignalServiceStub(self._channel)
         self._signals = Outage(f"appending to {options.signals}", log)
         self._kafka = Outage(f"Kafka at {options.brokers}", log)

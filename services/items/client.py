@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pinrec_core.items.changes import ItemChanges
+from services.common.client import open_channel
 from services.proto.items_pb2 import GetChangesRequest, GetChangesResponse
 from services.proto.items_pb2_grpc import ItemServiceStub
 
@@ -62,7 +63,7 @@ class ItemFollower:
         self._synced.wait()
 
     def _run(self) -> None:
-        with grpc.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
+        with open_channel(self._address, _CHANNEL_OPTIONS) as channel:
             stub = ItemServiceStub(channel)
             while self._target() is not None:
                 try:
@@ -90,7 +91,7 @@ class ItemFollower:
         return answer.more
 
     def _note_failure(self, error: Exception) -> None:
-        if self._failing:
+        if self._failing or self._target() is None:  # of a release that was closed nobody needs to know
             return
         self._failing = True
         known = "goes on with the items known" if self._synced.is_set() else "waits for the items"

@@ -16,7 +16,7 @@ from pinrec_core.serving.error_words import error_of
 from pinrec_core.signals.empty import empty_signals
 from pinrec_core.signals.query_content import QueryContent
 from pinrec_core.text_encoder import normalize_text, query_item_id
-from services.common.client import QUICK_RECONNECT
+from services.common.client import QUICK_RECONNECT, open_channel
 from services.common.outage import Outage
 from services.proto.signals_pb2 import GetHistoriesRequest, GetHistoriesResponse, HistoryRequest
 from services.proto.signals_pb2_grpc import SignalServiceStub
@@ -43,7 +43,7 @@ class RemoteSignals:
     """
 
     def __init__(self, address: str, release: Release) -> None:
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._channel = open_channel(address, _CHANNEL_OPTIONS)
         self._stub = SignalServiceStub(self._channel)
         self._release = release
         self._query_content = QueryContent(release.text_encoder)

@@ -37,6 +37,9 @@ SERVICE = "pinrec.v1.SignalService"
 RETENTION_HOURS = 48.0
 """How long a late or rolled-back batch view may take to be made good without a gap."""
 
+MAX_REQUEST_BYTES = 8 << 20
+"""10,000 events take about 1 MB, with a search query of 512 characters each 6 MB."""
+
 _TEND_EVERY_S = 2.0
 _MS_PER_HOUR = 3_600_000
 
@@ -71,7 +74,7 @@ class SignalService:
         self.store.tend()
         self.views = BatchViews(options.batch_view, options.batch_view_cache)
         self.releases = SignalReleases(options.releases, self.views, self.store, options.items)
-        self.server = GrpcServer([SERVICE], server, registry, open_tracing("signals"))
+        self.server = GrpcServer([SERVICE], server, registry, open_tracing("signals"), MAX_REQUEST_BYTES)
         backups = Backups(self.store, options.backups)
         self.servicer = SignalServicer(
             self.store, self.views, self.releases, backups, self._metrics, self.server.tracing

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pinrec_core.errors import InvalidConfig
+from pinrec_core.serving.triton_tls import TRITON_TLS, triton_tls_is_on
+from services.common.tls import TlsFiles
 from services.common.tracing import ENDPOINT
 from services.triton.tools import TritonServer
 
@@ -82,6 +85,8 @@ def command(
     ]
     if endpoint := environ.get(ENDPOINT):
         line += trace_flags(endpoint)
+    if triton_tls_is_on(environ):
+        line += tls_flags(environ)
     if not Path("/dev/nvidiactl").exists():
         line.append("--allow-gpu-metrics=false")
     if "--grpc-infer-thread-count" in help_of(server):
@@ -96,6 +101,22 @@ def trace_flags(endpoint: str) -> list[str]:
         "opentelemetry,resource=service.name=pinrec-triton",
     )
     return [f"--trace-config={one}" for one in ("mode=opentelemetry", "rate=0", "level=TIMESTAMPS", *settings)]
+
+
+def tls_flags(environ: Mapping[str, str]) -> list[str]:
+    """TLS of the gRPC port, with the files of our own servers; HTTP, which cannot have it, is closed.
+
+    Raises InvalidConfig for files that cannot be used.
+    """
+    names = ("PINREC_TLS_CERT", "PINREC_TLS_KEY", "PINREC_TLS_CLIENT_CA")
+    cert, key, client_ca = (Path(value) if (value := environ.get(name)) else None for name in names)
+    if cert is None or key is None:
+        raise InvalidConfig(f"{TRITON_TLS} is 1 without {names[0]} and {names[1]}; allowed: all three")
+    TlsFiles(cert, key, client_ca, names).check()
+    flags = ["--allow-http=false", f"--grpc-server-cert={cert}", f"--grpc-server-key={key}"]
+    if not client_ca:
+        return [*flags, "--grpc-use-ssl=true"]
+    return [*flags, "--grpc-use-ssl-mutual=true", f"--grpc-root-cert={client_ca}"]
 
 
 def help_of(server: TritonServer) -> str:

@@ -198,7 +198,6 @@ async def test_messages_of_a_stream_wait_for_the_rate(tmp_path, monkeypatch):
     [
         (LimitExceeded("5 requests per second", 0.1999), ((RETRY_PUSHBACK, "201"),)),
         (LimitExceeded("5 requests a day", 3_600.0), ((RETRY_PUSHBACK, "-1"),)),
-        (Unauthenticated("who?"), ()),
     ],
 )
 def test_a_client_is_told_when_to_come_back(error, trailers):

@@ -201,7 +201,7 @@ def gateway_process(tmp_path):
     command = [sys.executable, "-m", "services.gateway.server", "--releases", tmp_path, "--triton", "localhost:1"]
     with socket.create_server(("localhost", 0)) as free:
         metrics_port = free.getsockname()[1]
-    command += ["--listen", "localhost:0", "--metrics-port", str(metrics_port)]
+    command += ["--listen", "localhost:0", "--metrics-port", str(metrics_port), "--reflection"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         port = int(re.search(r"listening on port (\d+)", process.stderr.readline())[1])
         yield process, port, metrics_port
@@ -227,9 +227,9 @@ async def test_metrics_are_served_on_the_address_of_the_calls_only(monkeypatch):
     """No port of a process that listens on the loopback may be open to the network."""
     bound = []
     monkeypatch.setattr("services.common.server.start_http_server", lambda port, addr, registry: bound.append(addr))
-    for listen in ("127.0.0.1:0", "[::1]:0"):
-        shell = GrpcServer([SERVICE], ServerOptions(listen, metrics_port=9), CollectorRegistry())
+    for listen, host in (("127.0.0.1:0", ""), ("[::1]:0", ""), ("0.0.0.0:0", "127.0.0.1")):
+        shell = GrpcServer([SERVICE], ServerOptions(listen, metrics_port=9, metrics_host=host), CollectorRegistry())
         monkeypatch.setattr(shell.server, "add_insecure_port", lambda address: 1)
         await shell.start()
         await shell.server.stop(0)
-    assert bound == ["127.0.0.1", "::1"]
+    assert bound == ["127.0.0.1", "::1", "127.0.0.1"]

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import trustme
 from click.testing import CliRunner
 
+from pinrec_core.errors import InvalidConfig
 from services.triton import tools as triton_tools
 from services.triton.__main__ import main
 from services.triton.command import TritonOptions, clean_shm, command, environment
@@ -179,6 +181,30 @@ def test_admin_interfaces_are_closed_with_a_key_of_ones_own_or_a_secret(tmp_path
     protocols = "model-repository,shared-memory,model-config,statistics,trace,logging:admin-key=k"
     assert known == [f"--grpc-restricted-protocol={protocols}", f"--http-restricted-api={protocols}"]
     assert restricted(TritonOptions(tmp_path)) != restricted(TritonOptions(tmp_path))
+
+
+def test_tls_of_the_grpc_port_closes_http_and_takes_the_files_of_our_servers(tmp_path):
+    authority, (cert, key) = trustme.CA(), (tmp_path / "cert.pem", tmp_path / "key.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    made = authority.issue_cert("localhost")
+    made.cert_chain_pems[0].write_to_path(cert)
+    made.private_key_pem.write_to_path(key)
+    environ = {"PINREC_TRITON_TLS": "1", "PINREC_TLS_CERT": str(cert), "PINREC_TLS_KEY": str(key)}
+    files = {"--allow-http=false", f"--grpc-server-cert={cert}", f"--grpc-server-key={key}"}
+
+    def flags(**more: str) -> set[str]:
+        return set(command(server(tmp_path), TritonOptions(tmp_path), environ={**environ, **more}))
+
+    plain = flags(PINREC_TRITON_TLS="0")
+    assert not {flag for flag in plain if "ssl" in flag or flag.startswith("--allow-http")}
+    assert {*files, "--grpc-use-ssl=true"} <= flags()
+    ca = tmp_path / "ca.pem"
+    mutual = flags(PINREC_TLS_CLIENT_CA=str(ca))
+    assert {*files, "--grpc-use-ssl-mutual=true", f"--grpc-root-cert={ca}"} <= mutual
+    with pytest.raises(InvalidConfig, match="PINREC_TRITON_TLS is 1 without PINREC_TLS_CERT"):
+        flags(PINREC_TLS_CERT="")
+    with pytest.raises(InvalidConfig, match=r"PINREC_TLS_CERT has value '.*ca\.pem'"):
+        flags(PINREC_TLS_CERT=str(ca))
 
 
 @pytest.mark.parametrize(("flags", "expected"), [("--grpc-port", False), ("--grpc-infer-thread-count <integer>", True)])
