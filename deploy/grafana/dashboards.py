@@ -75,10 +75,11 @@ SERVING = Dashboard(
             "Refused and in flight",
             COUNT,
             [
-                ("sum(rate(pinrec_gateway_shed_total[5m]))", "refused a second"),
+                ("sum by (priority) (rate(pinrec_gateway_shed_total[5m]))", "{{priority}} refused a second"),
                 ("sum(pinrec_gateway_in_flight)", "in flight"),
+                ("sum(pinrec_gateway_places)", "places"),
             ],
-            "Refusals mean that capacity is short.",
+            "Places follow the ensemble's latency. Interactive refusals mean that capacity is short.",
         ),
         Panel("Time in each stage, p50", SECONDS, [("pinrec:stage_seconds:p50_5m", "{{stage}}")]),
         Panel(
@@ -101,6 +102,21 @@ SERVING = Dashboard(
             "1 = its one instance computes all the time, one request of a batch after another counted.",
         ),
         Panel("Degraded answers", SHARE, [("pinrec:degraded:ratio5m", "{{reason}}")]),
+        Panel(
+            "Retries and repairs",
+            COUNT,
+            [
+                ("sum by (result) (increase(pinrec_gateway_retries_total[1h]))", "retries, {{result}}"),
+                ("sum by (stage) (increase(pinrec_keeper_repairs_total[1h]))", "repairs, {{stage}}"),
+            ],
+            "Of the last hour.",
+        ),
+        Panel(
+            "Clients",
+            RATE,
+            [("sum by (client, result) (rate(pinrec_client_calls_total[5m]))", "{{client}} {{result}}")],
+            "Where there is a tokens file.",
+        ),
     ],
 )
 

@@ -355,6 +355,8 @@ def test_metrics_count_what_was_appended_and_answered(world, tmp_path):
     assert values['pinrec_signals_events_total{code="INVALID_ARGUMENT"}'] == 1
     assert values["pinrec_signals_append_seconds_count"] == 3
     assert values['pinrec_signals_append_events_bucket{le="1.0"}'] == 1
+    assert values["pinrec_signals_event_lag_seconds_count"] == 3
+    assert values["pinrec_signals_event_lag_seconds_sum"] > 3 * (time.time() - T0 / 1_000 - 60)
     assert values["pinrec_signals_histories_total"] == 2
     assert values["pinrec_signals_cold_histories_total"] == 1
     assert values["pinrec_signals_degraded_histories_total"] == 0
