@@ -95,7 +95,10 @@ def test_secure_servers_ask_for_certificates_and_tokens():
         assert wanted <= one.env.keys()
         assert "exec" in one.spec["livenessProbe"], "the kubelet's gRPC probes speak no TLS"
     for name in ("serving/triton", "memory/triton"):
-        assert {"PINREC_CLIENT_CA", "PINREC_TOKEN_FILE"} <= stack("secure").container(name).env.keys()
+        one = stack("secure").container(name)
+        assert {"PINREC_CLIENT_CA", "PINREC_TOKEN_FILE", "PINREC_TLS_CERT", "PINREC_TLS_CLIENT_CA"} <= one.env.keys()
+    for name in ("serving/gateway", "serving/triton", "memory/triton"):
+        assert stack("secure").container(name).env["PINREC_TRITON_TLS"] == "1", "both ends, or neither"
 
 
 # --- autoscaling ---

@@ -17,10 +17,10 @@ from tests.contract.manifests import K8S, ROOT, STACKS, Manifest, amount, comman
 OLDEST, NEWEST = "1.30.0", kubernetes_validate.latest_version()
 """Versions of Kubernetes: the one that base/kustomization.yaml asks for, and the newest that the schemas know."""
 
-FROM_ELSEWHERE = {"gateway-tls", "signals-tls", "items-tls", "tokens", "internal-token", "events"}
+FROM_ELSEWHERE = {"gateway-tls", "signals-tls", "items-tls", "memory-tls", "tokens", "internal-token", "events"}
 """Secrets and claims that somebody else makes; each component says which."""
 
-HEALTH_NAMES = {"", LIVE, gateway.SERVICE, signals.SERVICE, items.SERVICE}
+HEALTH_NAMES = {"", LIVE, gateway.SERVICE, gateway.FULL, signals.SERVICE, items.SERVICE}
 
 every_stack = pytest.mark.parametrize("name", STACKS)
 
