@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from pinrec_core.errors import InvalidConfig, LimitExceeded, NotAllowed, PinrecError, Unauthenticated
+from pinrec_core.errors import InvalidConfig, LimitExceeded, NotAllowed, Overloaded, PinrecError, Unauthenticated
 from services.common.errors import status_of
 from services.common.limits import Allowance
 from services.common.metrics import AccessMetrics
@@ -228,7 +228,7 @@ def _refusing(error: PinrecError) -> Any:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def pushback(error: LimitExceeded) -> tuple[tuple[str, str], ...]:
-    """Trailing metadata for a client whose limit is used up: when to try again."""
+def pushback(error: LimitExceeded | Overloaded) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata for a client that is refused now: when to try again."""
     wait_ms = round(error.retry_after_s * 1_000) + 1 if error.retry_after_s <= _LONGEST_PUSHBACK_S else -1
     return ((RETRY_PUSHBACK, str(wait_ms)),)

@@ -21,8 +21,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
-from pinrec_core.errors import InvalidConfig, InvalidRequest, LimitExceeded
-from services.common.auth import RETRY_PUSHBACK, Gate, GateInterceptor, charge, pace, pushback
+from pinrec_core.errors import InvalidConfig, InvalidRequest, LimitExceeded, Overloaded
+from services.common.auth import Gate, GateInterceptor, charge, pace, pushback
 from services.common.errors import status_of
 from services.common.logs import FailedCalls, log_format_option
 from services.common.metrics import AccessMetrics, RpcMetrics
@@ -42,9 +42,6 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_concurrent_streams", 1_024),
     ("grpc.server_handshake_timeout_ms", 10_000),
 ]
-
-RETRY_PUSHBACK_MS = "100"
-"""How long a refused client waits before it tries again (gRPC's retry throttling reads it)."""
 
 LIVE = "live"
 """Name whose health is SERVING for as long as the event loop turns, ready or not: what a liveness probe asks."""
@@ -290,7 +287,7 @@ async def _edge(
         raise
     except Exception as error:  # the edge: nothing that was raised may reach the client as it is
         code, message = status_of(error)
-        add_trailers(context, *_trailers(code, error))
+        add_trailers(context, *_trailers(error))
         await _abort(context, code, message)
     finally:
         ended(code, message)
@@ -324,9 +321,5 @@ def add_trailers(context: grpc.aio.ServicerContext, *pairs: tuple[str, str]) -> 
         context.set_trailing_metadata((*context.trailing_metadata(), *pairs))
 
 
-def _trailers(code: grpc.StatusCode, error: BaseException) -> tuple[tuple[str, str], ...]:
-    if isinstance(error, LimitExceeded):
-        return pushback(error)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return ((RETRY_PUSHBACK, RETRY_PUSHBACK_MS),)
-    return ()
+def _trailers(error: BaseException) -> tuple[tuple[str, str], ...]:
+    return pushback(error) if isinstance(error, LimitExceeded | Overloaded) else ()

@@ -31,6 +31,7 @@ class PathOutput:
 DEGRADED_REASONS = {
     Status.SIGNALS_UNAVAILABLE: "signals_unavailable",
     Status.REALTIME_UNAVAILABLE: "realtime_unavailable",
+    Status.STAGES_UNAVAILABLE: "stages_unavailable",
 }
 """What is said of each status bit that marks an answer as degraded."""
 

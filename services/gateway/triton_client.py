@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 from pinrec_core.messages import CandidateRequest
 from pinrec_core.serving.contract import ENSEMBLE, STAGES
 from pinrec_core.serving.error_words import error_from_text
+from pinrec_core.serving.reconnect import QUICK_RECONNECT
 from pinrec_core.serving.triton_io import decode_fields, encode_fields
 from pinrec_core.serving.triton_tls import triton_client_tls
 from services.common.tracing import NO_TRACING, Tracing
@@ -19,7 +20,7 @@ from services.gateway.reply import PathOutput
 
 CHANNEL_OPTIONS = [
     ("grpc.lb_policy_name", "round_robin"),  # with dns:///, over every replica behind a headless service
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # a restarted Triton is found again within a second
+    *QUICK_RECONNECT,
     ("grpc.max_receive_message_length", 16 << 20),
 ]
 

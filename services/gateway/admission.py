@@ -1,0 +1,123 @@
+"""Who gets a place in the ensemble, and who is refused at once: nothing waits in the gateway but parts of a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeAlias
+
+from pinrec_core.errors import Overloaded, Unavailable
+from pinrec_core.release import Release
+from services.common.metrics import GatewayMetrics
+from services.gateway.in_flight import InFlight
+from services.gateway.latency_limit import LatencyLimit
+from services.proto.candidates_pb2 import GetCandidatesRequest
+
+if TYPE_CHECKING:
+    Priority: TypeAlias = GetCandidatesRequest.Priority.ValueType
+
+INTERACTIVE = GetCandidatesRequest.INTERACTIVE
+BATCH = GetCandidatesRequest.BATCH
+
+BATCH_SHARE = 0.5
+"""Of the places, at most: a batch request is let in only while so many are free or taken by its like."""
+
+STALLED_S = 0.5
+STALLED_LATENCIES = 10
+"""Nothing answered for so long, and for so many times what an answer takes: that is not overload."""
+
+RETRY_S = (0.01, 5.0)
+"""Bounds of what a refused client is told to wait."""
+
+_LOOK_S = 0.005
+
+
+class Admission:
+    """Places in the ensemble. For one event loop; `now` is in seconds."""
+
+    def __init__(self, in_flight: InFlight, metrics: GatewayMetrics, now: Callable[[], float] = time.monotonic) -> None:
+        self._in_flight = in_flight
+        self._metrics = metrics
+        self._now = now
+        self._limit = LatencyLimit(now)
+        self._progress_at = now()
+        self._pressure = Pressure(now)
+
+    @contextmanager
+    def place(self, release: Release, priority: Priority, deadline: float) -> Iterator[None]:
+        """One place while inside; `deadline` in seconds of `now`.
+
+        Raises Overloaded if there is none, or too little time for an answer; Unavailable if all are taken and nothing
+        comes back.
+        """
+        self._check(release, priority, deadline)
+        start, alone, answered = self._now(), not self._in_flight.total, False
+        if alone:
+            self._progress_at = start
+        self._pressure.admitted += 1
+        try:
+            with self._in_flight.one(release.number):
+                yield
+            answered = True
+            self._progress_at = self._now()
+        finally:
+            at_once = self._in_flight.total + 1
+            self._limit.observe(self._now() - start, answered, alone and at_once == 1, at_once)
+            self._metrics.places.set(self.places(release, INTERACTIVE))
+
+    def places(self, release: Release, priority: Priority) -> int:
+        """Requests at once up to which one of this priority is let in."""
+        places = self._limit.places(release.config.serve.max_in_flight)
+        return places if priority == INTERACTIVE else max(1, int(BATCH_SHARE * places))
+
+    async def room_for_batch(self, release: Release, until: float) -> None:
+        """Wait until a batch request would be let in, or `until`."""
+        while self._in_flight.total >= self.places(release, BATCH) and self._now() < until:
+            await asyncio.sleep(_LOOK_S)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether none of those in the ensemble has come back for long."""
+        patience_s = max(STALLED_S, STALLED_LATENCIES * self._limit.latency_s)
+        return self._now() - self._progress_at > patience_s
+
+    def _check(self, release: Release, priority: Priority, deadline: float) -> None:
+        total, places = self._in_flight.total, self.places(release, priority)
+        if total >= places:
+            if self.is_stalled:
+                raise Unavailable("the serving stages do not answer")
+            if priority == INTERACTIVE:
+                self._limit.full()
+            raise self._refused("places", priority, f"all {places} places are taken")
+        # A lone request is always tried: what it takes may have changed, and only an answer tells.
+        expected_s = self._limit.latency_s
+        if total and deadline - self._now() < expected_s:
+            words = f"the deadline leaves less than the {1000 * expected_s:.0f} ms that an answer takes at present"
+            raise self._refused("deadline", priority, words)
+
+    def _refused(self, reason: str, priority: Priority, words: str) -> Overloaded:
+        self._pressure.refused += 1
+        self._metrics.shed.labels(reason, GetCandidatesRequest.Priority.Name(priority)).inc()
+        wait_s = min(max(self._limit.latency_s * self._pressure.asked_of_admitted, RETRY_S[0]), RETRY_S[1])
+        return Overloaded(f"{words}; try again later", wait_s)
+
+
+class Pressure:
+    """How many requests come for each that is admitted, over the last second or two."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._since = now()
+        self._before = 1.0
+        self.admitted = self.refused = 0
+
+    @property
+    def asked_of_admitted(self) -> float:
+        """1 = all are admitted. If who is refused waits for so many latencies, no more come than can be admitted."""
+        ratio = (self.admitted + self.refused) / max(1, self.admitted)
+        if self._now() - self._since > 1.0:
+            self._since, self._before, self.admitted, self.refused = self._now(), ratio, 0, 0
+            return ratio
+        return max(self._before, ratio) if self.admitted else self._before
