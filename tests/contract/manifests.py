@@ -80,6 +80,10 @@ class Container:
         return f"{self.owner}/{self.spec['name']}"
 
     @property
+    def is_ours(self) -> bool:
+        return self.spec["image"].startswith("pinrec/")
+
+    @property
     def words(self) -> list[str]:
         """Its command line."""
         return [*self.spec.get("command", []), *self.spec.get("args", [])]

@@ -4,16 +4,17 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from services.cli.up import Stack as Up
-from tests.contract.manifests import STACKS, each_container, labels, options, stack
+from tests.contract.manifests import K8S, ROOT, STACKS, each_container, labels, options, stack
 
 every_stack = pytest.mark.parametrize("name", STACKS)
 
 
 def test_every_command_line_is_one_that_its_program_takes():
     for one in each_container():
-        if one.words[0] == "python":
+        if one.words[:1] == ["python"]:
             options(one)
 
 
@@ -25,7 +26,7 @@ def test_ports_are_those_that_the_programs_listen_on(name):
         if one.spec["image"].startswith("pinrec/triton"):
             assert one.ports == keeper
             continue
-        given = options(one) if one.spec["image"].startswith("pinrec/") else {}
+        given = options(one) if one.is_ours else {}
         if "listen" in given:
             role = one.spec["name"]
             assert one.ports == {"grpc": getattr(up, f"{role}_port"), "metrics": getattr(up, f"{role}_metrics_port")}
@@ -80,3 +81,53 @@ def test_namespaces_and_accounts_have_no_rights():
         assert all(account["automountServiceAccountToken"] is False for account in stack(name).of("ServiceAccount"))
         for namespace in stack(name).of("Namespace"):
             assert labels(namespace)["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+# --- who watches ---
+
+
+def jobs() -> set[str]:
+    """What the rules and dashboards call the processes."""
+    targets = yaml.safe_load((ROOT / "deploy/prometheus/targets/compose.yml").read_text())
+    return {one["labels"]["job"] for one in targets}
+
+
+def test_prometheus_of_our_own_reaches_every_process_under_the_name_that_the_rules_know():
+    rendered = stack("laptop")
+    scraped = yaml.safe_load((K8S / "components/monitoring/prometheus.yml").read_text())["scrape_configs"]
+    assert {one["job_name"] for one in scraped} == jobs()
+    reached = set()
+    for [found] in (one["dns_sd_configs"] for one in scraped):
+        for name in set(found["names"]) & rendered.named("Service"):
+            [owner] = rendered.selected(rendered.service(name)["spec"]["selector"])
+            assert rendered.may_call("prometheus", owner, found["port"])
+            reached.add((owner, found["port"]))
+    served = {"metrics", "triton-metrics", "keeper"}
+    assert reached == {
+        (one.owner, port) for one in rendered.serving() for name, port in one.ports.items() if name in served
+    }
+
+
+def test_the_operators_prometheus_knows_the_same_names():
+    for name in ("gpu", "split"):
+        [monitor] = stack(name).of("ServiceMonitor")
+        label = monitor["spec"]["jobLabel"]
+        services = [one for one in stack(name).of("Service") if label in labels(one)]
+        known = {
+            one["port"]: one.get("relabelings", [{}])[0].get("replacement") for one in monitor["spec"]["endpoints"]
+        }
+        found = {
+            known[port["name"]] or labels(one)[label]
+            for one in services
+            for port in one["spec"]["ports"]
+            if port["name"] in known
+        }
+        assert found == jobs()
+
+
+def test_rules_and_dashboards_come_along():
+    maps = {one["metadata"]["name"].rpartition("-")[0]: one for one in stack("laptop").of("ConfigMap")}
+    for name, folder in (("prometheus-rules", "prometheus/rules"), ("grafana-dashboards", "grafana/dashboards")):
+        files = {path.name: path.read_text() for path in (ROOT / "deploy" / folder).iterdir()}
+        assert maps[name]["data"] == files
+        assert sum(map(len, files.values())) < 2**20, "what a ConfigMap holds"

@@ -36,7 +36,7 @@ def to_stop_s(one: Container) -> float:
 @every_stack
 def test_there_is_time_to_drain(name):
     rendered = stack(name)
-    for owner in {one.owner for one in rendered.serving() if one.spec["image"].startswith("pinrec/")}:
+    for owner in {one.owner for one in rendered.serving() if one.is_ours}:
         of_pod = [one for one in rendered.serving() if one.owner == owner]
         sidecars = sum(to_stop_s(one) for one in of_pod if one.is_sidecar)  # they end after the others
         grace = of_pod[0].pod["spec"]["terminationGracePeriodSeconds"]
