@@ -23,7 +23,7 @@ from pinrec_core.serving.contract import ENSEMBLE, NUMPY_OF, STAGES
 from pinrec_core.serving.error_words import error_text
 from pinrec_core.serving.triton_io import decode_fields, to_array
 from services.common.server import ServerOptions
-from services.gateway.server import FULL, SERVICE, Gateway
+from services.gateway.server import SERVICE, Gateway
 from services.proto.candidates_pb2 import BatchGetCandidatesRequest, GetCandidatesRequest
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 
@@ -240,7 +240,7 @@ async def test_requests_above_the_limit_are_refused_at_once(tmp_path):
         code, details = await failure_of(refused)
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert details == "all 2 places are taken; try again later"
-        assert int(dict(await refused.trailing_metadata())["grpc-retry-pushback-ms"]) >= 10
+        assert int(dict(tuple(await refused.trailing_metadata()))["grpc-retry-pushback-ms"]) >= 10
         assert stack.count("shed_total", reason="places", priority="INTERACTIVE") == 1
         assert stack.count("in_flight") == 2
         stack.peer.release_me.set()
