@@ -9,7 +9,7 @@ BIN    := .venv/bin
 PINREC := $(BIN)/pinrec
 
 .DEFAULT_GOAL := help
-.PHONY: help audit compose-smoke image-locks local-base sbom setup check format test test-data demo up loadtest bench-steering chaos-signals chaos-release proto clean
+.PHONY: help audit compose-smoke image-locks local-base sbom setup check format test test-data demo up loadtest bench-steering chaos chaos-signals chaos-release soak proto clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,8 +54,8 @@ demo: setup ## Train, publish, serve and ask, in five minutes (WORLD=movielens|s
 up: setup ## Serve the demo's release until Ctrl-C and print calls to paste
 	$(PINREC) demo --world $(WORLD) --work $(WORK)/demo-$(WORLD) --stay
 
-loadtest: setup ## 60 seconds of locust against a running gateway (make up, in another terminal)
-	PINREC_RELEASES=$(WORK)/demo-$(WORLD)/releases $(BIN)/locust -f loadtest/locustfile.py --headless --users 8 --spawn-rate 4 --run-time 60s --only-summary
+loadtest: setup ## 60 seconds of load against localhost:8500, or the demo's stack (PROFILE=mixed|steady|spike)
+	$(BIN)/python -m loadtest.run --profile loadtest/profiles/$(or $(PROFILE),mixed).toml --world $(WORLD) --work $(WORK)/demo-$(WORLD)
 
 bench-steering: setup ## Does a budget steer? Trains uc, oc, mt_oc on the synthetic world; docs/figures (15 minutes)
 	$(BIN)/python -m benchmarks.steering --work $(WORK)/steering --report docs/figures
@@ -65,6 +65,12 @@ chaos-signals: setup ## kill -9, power loss, ingest, reads, the daily job: bars 
 
 chaos-release: setup ## Switches, damage, deletions and additions under load: bars and what was measured (15 minutes)
 	$(BIN)/python -m benchmarks.chaos.releases --work $(WORK)/chaos-release --report docs/figures
+
+chaos: setup ## Faults, overload, bad networks, hostile input: what callers saw (15 minutes; ONLY=overload for one part)
+	$(BIN)/python -m benchmarks.chaos.run --work $(WORK)/chaos --report docs/figures $(if $(ONLY),--only $(ONLY))
+
+soak: setup ## 20 minutes at 60 % of the capacity: errors and growth of memory
+	$(BIN)/python -m benchmarks.chaos.soak --work $(WORK)/chaos --report docs/figures
 
 compose-smoke: setup ## Images and docker-compose.yml, tried: build, start, call, break, stop (BASE=IMAGE without a registry)
 	$(BIN)/python -m deploy.docker.smoke --work $(WORK)/compose-smoke --report docs/figures $(if $(BASE),--base $(BASE))

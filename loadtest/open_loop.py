@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,40 @@ class Call:
         return self.done_s - self.scheduled_s
 
 
+@dataclass(frozen=True)
+class Bursts:
+    """The rate is `times` as high for the last `seconds` of every `every_s` seconds."""
+
+    times: float = 1.0
+    every_s: float = 10.0
+    seconds: float = 1.0
+
+
+def arrivals(rate: float, seconds: float, seed: int = 0, bursts: Bursts = Bursts()) -> NDArray[np.float64]:
+    """Poisson arrivals in seconds from the start, float64 [n], by thinning those of the highest rate."""
+    rng, highest = np.random.default_rng(seed), max(1.0, bursts.times)
+    gaps = rng.exponential(1 / (rate * highest), size=max(1, int(rate * highest * seconds * 1.5 + 10)))
+    times = np.cumsum(gaps)
+    in_burst = times % bursts.every_s >= bursts.every_s - bursts.seconds
+    kept = rng.random(len(times)) * highest < np.where(in_burst, bursts.times, 1.0)
+    return times[kept & (times < seconds)]
+
+
 async def open_loop(
-    send: Callable[[int], Awaitable[Any]], rate: float, seconds: float, seed: int = 0, stop: asyncio.Event | None = None
+    send: Callable[[int], Awaitable[Any]],
+    rate: float,
+    seconds: float,
+    seed: int = 0,
+    stop: asyncio.Event | None = None,
+    bursts: Bursts = Bursts(),
 ) -> list[Call]:
     """Send call i with `send(i)` at Poisson arrivals of `rate` a second for `seconds`, or until `stop` is set.
 
     A call that fails by gRPC is a result with its code. Returns the calls by scheduled time.
     """
-    gaps = np.random.default_rng(seed).exponential(1 / rate, size=max(1, int(rate * seconds * 1.5 + 10)))
-    start = time.monotonic()
-    schedule = start + np.cumsum(gaps)
+    schedule = time.monotonic() + arrivals(rate, seconds, seed, bursts)
     tasks: list[asyncio.Task[Call]] = []
-    for number, at in enumerate(schedule[schedule < start + seconds].tolist()):
+    for number, at in enumerate(schedule.tolist()):
         if stop is not None and stop.is_set():
             break
         if (wait := at - time.monotonic()) > 0:

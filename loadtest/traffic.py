@@ -1,10 +1,4 @@
-"""What a load test asks for: users, surfaces and budgets, from the environment or from the active release.
-
-PINREC_LOAD_USERS       user ids as FIRST-LAST, or a text file with one id a line        (default 1-1000)
-PINREC_LOAD_SURFACES    home,search                     (default: the active release's, under PINREC_RELEASES)
-PINREC_LOAD_BUDGETS     save=1;save=0.5,click=0.5       (default: each outcome alone, then all alike)
-PINREC_LOAD_CANDIDATES  candidates a request                                             (default 100)
-"""
+"""What a load test asks for: users, surfaces, budgets and sizes of a profile, completed by the active release."""
 
 from __future__ import annotations
 
@@ -13,48 +7,50 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtest.plan import TrafficPlan
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.release import open_release, serving_state
 from pinrec_core.schema import Vocabulary
 from services.cli.recommend import parse_budget
 from services.proto.candidates_pb2 import GetCandidatesRequest
 
-RELEASES = "work/releases"
+FIRST_NEW_USER = 1 << 40
+"""Ids from here on are nobody's of the log."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Requests are drawn evenly from each of these."""
+    """Requests are drawn from each of these, surfaces by their weights."""
 
+    plan: TrafficPlan
     user_ids: Sequence[int]
-    surfaces: Sequence[str]
+    surfaces: Mapping[str, float]
+    search_surfaces: Sequence[str]
     budgets: Sequence[Mapping[str, float]]
-    num_candidates: int
 
     @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> Traffic:
-        """Read the variables above. Raises InvalidConfig, and InvalidRelease where a release is needed and missing."""
-        surfaces = [name for name in env.get("PINREC_LOAD_SURFACES", "").split(",") if name]
-        budgets = [parse_budget(text) for text in env.get("PINREC_LOAD_BUDGETS", "").split(";") if text]
-        if not (surfaces and budgets):
-            vocabulary = _active_vocabulary(Path(env.get("PINREC_RELEASES", RELEASES)))
-            surfaces = surfaces or list(vocabulary.surfaces)
-            budgets = budgets or _budgets_of(vocabulary)
-        user_ids = _user_ids(env.get("PINREC_LOAD_USERS", "1-1000"))
-        return cls(user_ids, surfaces, budgets, int(env.get("PINREC_LOAD_CANDIDATES", "100")))
+    def of(cls, plan: TrafficPlan, releases: Path) -> Traffic:
+        """Raises InvalidConfig, and InvalidRelease where names are left to a release that is missing."""
+        vocabulary = Vocabulary((), (), ())
+        if not (plan.surfaces and plan.budgets) or plan.search_queries:
+            vocabulary = open_release(releases, serving_state(releases).active, verify=False).vocabulary
+        budgets = [parse_budget(text) for text in plan.budgets] or _budgets_of(vocabulary)
+        surfaces = plan.surfaces or dict.fromkeys(vocabulary.surfaces, 1.0)
+        return cls(plan, _user_ids(plan.users), surfaces, vocabulary.search_surfaces, budgets)
 
     def draw(self, rng: random.Random) -> GetCandidatesRequest:
         """One request."""
+        surface = rng.choices(list(self.surfaces), list(self.surfaces.values()))[0]
+        is_new = rng.random() < self.plan.new_users
+        takes_query = surface in self.search_surfaces and self.plan.search_queries
         return GetCandidatesRequest(
-            user_id=rng.choice(self.user_ids),
-            surface=rng.choice(self.surfaces),
+            user_id=rng.randrange(FIRST_NEW_USER, 1 << 62) if is_new else rng.choice(self.user_ids),
+            surface=surface,
             budget=rng.choice(self.budgets),
-            num_candidates=self.num_candidates,
+            num_candidates=rng.choice(self.plan.num_candidates),
+            search_query=rng.choice(self.plan.search_queries) if takes_query else "",
+            exclude_item_ids=rng.sample(range(1 << 40), self.plan.excluded) if rng.random() < 0.25 else [],
         )
-
-
-def _active_vocabulary(root: Path) -> Vocabulary:
-    return open_release(root, serving_state(root).active, verify=False).vocabulary
 
 
 def _budgets_of(vocabulary: Vocabulary) -> list[dict[str, float]]:
@@ -67,5 +63,5 @@ def _user_ids(text: str) -> Sequence[int]:
     if dash and first.isdigit() and last.isdigit() and int(first) <= int(last):
         return range(int(first), int(last) + 1)
     if not Path(text).is_file():
-        raise InvalidConfig(f"PINREC_LOAD_USERS has value {text!r}; allowed: FIRST-LAST or a file of ids")
+        raise InvalidConfig(f"traffic.users has value {text!r}; allowed: FIRST-LAST or a file of ids")
     return [int(line) for line in Path(text).read_text().split()]
