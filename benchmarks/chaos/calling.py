@@ -127,4 +127,4 @@ class Load:
 
 def recovery_s(calls: Sequence[Call], since_s: float) -> float:
     """Seconds from `since_s` to the sending of the last call that was not answered in full; 0 if all were."""
-    return max([call.scheduled_s - since_s for call in calls if seen(call) != FULL], default=0.0)
+    return max([0.0, *(call.scheduled_s - since_s for call in calls if seen(call) != FULL)])

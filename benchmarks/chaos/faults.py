@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class Fault:
 
 def listed(fleet: Fleet) -> list[Fault]:
     """Every fault that this machine can inflict on the fleet."""
-    return [*kills(fleet), *freezes(fleet), *damage(fleet), *clocks(fleet)]
+    return [*kills(fleet), *freezes(fleet), *damage(fleet), *clocks()]
 
 
 def kills(fleet: Fleet) -> list[Fault]:
@@ -91,10 +91,12 @@ def damage(fleet: Fleet) -> list[Fault]:
     return [*(disks if is_inside() else []), flipped, cut]
 
 
-def clocks(fleet: Fleet) -> list[Fault]:
-    """The clocks of gateway and signal service jump, where libfaketime is there."""
-    offsets = ("+2h", "-2h") if harm.clock_file(fleet).exists() else ()
-    return [Fault(f"clocks of gateway and signals {by}", partial(harm.skewed, by=by), HOLD_S) for by in offsets]
+def clocks() -> list[Fault]:
+    """The clocks of gateway and signal service jump, both ways."""
+    return [
+        Fault(f"clocks of gateway and signals {hours:+d} h", partial(harm.skewed, seconds=hours * 3_600.0), HOLD_S)
+        for hours in (2, -2)
+    ]
 
 
 def measure(world: World, folder: Path) -> list[Row]:
@@ -103,8 +105,6 @@ def measure(world: World, folder: Path) -> list[Row]:
         rows = try_all(fleet, listed(fleet), capacity_s=8.0)
     if not is_inside():
         rows.append(Row("full disk, full /dev/shm", "stated", "skipped: needs root and namespaces", None))
-    if not harm.clock_file(fleet).exists():
-        rows.append(Row("wrong clocks", "stated", "skipped: libfaketime is not installed", None))
     return rows
 
 
@@ -112,11 +112,7 @@ def prepared(folder: Path, started: list[Process]) -> list[Process]:
     """Events on a disk that can be filled, and processes whose clocks can be set."""
     if is_inside():
         mount_small(folder / "signals")
-    fake = harm.under_fake_clock(folder)
-    clocked = ("gateway", "signals") if fake else ()
-    return [
-        replace(each, environment={**each.environment, **fake}) if each.name in clocked else each for each in started
-    ]
+    return [harm.clocked(folder, each) if each.name in ("gateway", "signals") else each for each in started]
 
 
 def try_all(fleet: Fleet, faults: Sequence[Fault], capacity_s: float) -> list[Row]:

@@ -10,16 +10,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from glob import glob
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.chaos.calling import request_of
 from benchmarks.chaos.fleet import Fleet
 from benchmarks.chaos.http2 import call_of, grpc_headers, opening
 from benchmarks.chaos.parts import send
+from services.cli.supervisor import Process
 
 SHM = Path("/dev/shm")
-FAKETIME = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 SLOW_SHARE = 0.8
 """Of the time that a slowed stage is stopped."""
 SLOW_READERS = 200
@@ -177,29 +177,23 @@ def cut_off(fleet: Fleet) -> Iterator[None]:
 
 
 def clock_file(fleet: Fleet) -> Path:
-    """What libfaketime reads the offset from."""
+    """Seconds by which the clocks of `clocked` processes are wrong."""
     return fleet.stack.releases.with_name("clock")
 
 
-def under_fake_clock(folder: Path) -> dict[str, str]:
-    """Environment of a process whose clock follows `folder`/clock; empty where libfaketime is missing."""
-    library = glob(FAKETIME)
-    if not library:
-        return {}
-    (folder / "clock").write_text("+0")
-    return {
-        "LD_PRELOAD": library[0],
-        "FAKETIME_TIMESTAMP_FILE": str(folder / "clock"),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
+def clocked(folder: Path, process: Process) -> Process:
+    """A Python module whose clock follows `folder`/clock."""
+    (folder / "clock").write_text("0")
+    python, module_flag, *words = process.command
+    assert module_flag == "-m"
+    return replace(process, command=[python, "-m", "benchmarks.chaos.clock", str(folder / "clock"), *words])
 
 
 @contextmanager
-def skewed(fleet: Fleet, by: str) -> Iterator[None]:
+def skewed(fleet: Fleet, seconds: float) -> Iterator[None]:
     """The clocks jump, and jump back."""
-    clock_file(fleet).write_text(by)
+    clock_file(fleet).write_text(str(seconds))
     try:
         yield
     finally:
-        clock_file(fleet).write_text("+0")
+        clock_file(fleet).write_text("0")
