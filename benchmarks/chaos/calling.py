@@ -13,7 +13,7 @@ import grpc.aio
 
 from benchmarks.chaos.world import USERS
 from loadtest.open_loop import Call, closed_loop, open_loop
-from services.common.client import QUICK_RECONNECT
+from pinrec_core.serving.reconnect import QUICK_RECONNECT
 from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 

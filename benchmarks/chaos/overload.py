@@ -35,8 +35,8 @@ from benchmarks.chaos.http2 import RawCall, RawConnection
 from benchmarks.chaos.table import Row, show
 from benchmarks.chaos.world import World
 from loadtest.open_loop import Call, closed_loop
+from pinrec_core.serving.reconnect import QUICK_RECONNECT
 from services.cli.supervisor import Process
-from services.common.client import QUICK_RECONNECT
 from services.proto.candidates_pb2 import GetCandidatesResponse
 
 METHOD = "/pinrec.v1.CandidateService/GetCandidates"
