@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deploy.k8s.rendered import K8S, ROOT, labels
 from services.cli.up import Stack as Up
-from tests.contract.manifests import K8S, ROOT, STACKS, each_container, labels, options, stack
+from tests.contract.manifests import STACKS, each_container, options, stack
 
 every_stack = pytest.mark.parametrize("name", STACKS)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deploy.k8s.rendered import K8S, Container, amount, labels
 from pinrec_core.serving.contract import STAGES
 from services.triton.command import TritonOptions
-from tests.contract.manifests import K8S, STACKS, Container, amount, labels, options, stack
+from tests.contract.manifests import STACKS, options, stack
 
 KEEPER_S = 5
 """Seconds that the keeper may take for itself when it ends, beside its --linger and Triton's exit timeout."""

@@ -7,12 +7,13 @@ import jsonschema
 import kubernetes_validate
 import pytest
 
+from deploy.k8s.rendered import K8S, ROOT, Manifest, amount
 from pinrec_core import __version__
 from services.common.server import LIVE
 from services.gateway import server as gateway
 from services.items import server as items
 from services.signals import server as signals
-from tests.contract.manifests import K8S, ROOT, STACKS, Manifest, amount, command, each_container, stack
+from tests.contract.manifests import STACKS, command, each_container, stack
 
 OLDEST, NEWEST = "1.30.0", kubernetes_validate.latest_version()
 """Versions of Kubernetes: the one that base/kustomization.yaml asks for, and the newest that the schemas know."""
@@ -60,7 +61,7 @@ def test_every_container_is_bounded():
         requests, limits = one.spec["resources"]["requests"], one.spec["resources"]["limits"]
         assert {"cpu", "memory", "ephemeral-storage"} <= limits.keys(), one.name
         assert {key: amount(requests[key]) <= amount(limits[key]) for key in requests} == dict.fromkeys(requests, True)
-        sizes = [volume["emptyDir"]["sizeLimit"] for volume in one.volumes() if "emptyDir" in volume]
+        sizes = [volume["emptyDir"]["sizeLimit"] for volume in one.volumes.values() if "emptyDir" in volume]
         assert all(map(amount, sizes)), "a folder without a limit fills the node"
 
 
@@ -140,7 +141,7 @@ def test_everything_that_is_referred_to_exists(name):
         templates = [
             t["metadata"]["name"] for s in rendered.of("StatefulSet") for t in s["spec"]["volumeClaimTemplates"]
         ]
-        volumes = {volume["name"] for volume in one.volumes()} | set(templates)
+        volumes = {volume["name"] for volume in one.volumes.values()} | set(templates)
         assert {mount["name"] for mount in one.spec["volumeMounts"]} <= volumes, one.name
         for value in one.env.values():
             if value.startswith("/"):  # a file: in a folder that is mounted
