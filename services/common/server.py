@@ -217,31 +217,39 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._metrics = metrics
         self._tracing = tracing
         self._failed = FailedCalls()
+        self._known: dict[str, Any] = {}
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> Any:
         """Wrap unary calls and two-way streams that are generators; health watches and unknown methods pass."""
-        handler = await continuation(details)
+        known = self._known.get(details.method)
+        if known is None:
+            known = self._wrapped(await continuation(details), details.method)
+            if known is not None:  # names that nobody serves are not kept
+                self._known[details.method] = known
+        return known
+
+    def _wrapped(self, handler: Any, method: str) -> Any:
         # Without a deserializer the bytes come here: what cannot be read is answered by the one table too.
         if handler is not None and handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                self._guard(handler.unary_unary, details, handler.request_deserializer or bytes),
+                self._guard(handler.unary_unary, method, handler.request_deserializer or bytes),
                 response_serializer=handler.response_serializer,
             )
         if handler is not None and inspect.isasyncgenfunction(handler.stream_stream):
             return grpc.stream_stream_rpc_method_handler(
-                self._guard_stream(handler.stream_stream, details, handler.request_deserializer or bytes),
+                self._guard_stream(handler.stream_stream, method, handler.request_deserializer or bytes),
                 response_serializer=handler.response_serializer,
             )
         return handler
 
-    def _guard(self, call: Handler, details: grpc.HandlerCallDetails, read: Read) -> Handler:
-        method = details.method.rpartition("/")[2]
+    def _guard(self, call: Handler, full_method: str, read: Read) -> Handler:
+        method = full_method.rpartition("/")[2]
 
         async def guarded(encoded: bytes, context: grpc.aio.ServicerContext) -> Any:
             start = time.perf_counter()
-            with self._tracing.serve(details.method, details.invocation_metadata) as span:
+            with self._tracing.serve(full_method, context.invocation_metadata()) as span:
 
                 def ended(code: grpc.StatusCode, message: str) -> None:
                     elapsed_s = time.perf_counter() - start
@@ -257,8 +265,8 @@ class EdgeInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         return guarded
 
-    def _guard_stream(self, call: StreamHandler, details: grpc.HandlerCallDetails, read: Read) -> StreamHandler:
-        method = details.method.rpartition("/")[2]
+    def _guard_stream(self, call: StreamHandler, full_method: str, read: Read) -> StreamHandler:
+        method = full_method.rpartition("/")[2]
 
         async def guarded(
             encoded: AsyncIterator[bytes], context: grpc.aio.ServicerContext

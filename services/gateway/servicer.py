@@ -111,11 +111,11 @@ class CandidateServicer(candidates_pb2_grpc.CandidateServiceServicer):  # type: 
         """The path: one release, a place among those at work, the stages; or popular lists if they do not answer."""
         release, popular = self._watch.active(), self._watch.popular
         deadline = _bounded(deadline, start, release)
-        request_id = request.request_id or uuid.uuid4().hex
-        note_call(request_id=request_id)
+        request_id = request.request_id and _noted_id(request)  # one is made up only for who is let in
         try:
             self._breaker.check()
             with self._admission.place(release, request.priority, deadline):
+                request_id = request_id or _noted_id(request)
                 resolved = resolve(request, release, request_id, _now_ms(), _remaining_ms(deadline))
                 called = time.monotonic()
                 reserve_s = min(RESERVE * (deadline - called), LONGEST_RESERVE_S) if popular is not None else 0.0
@@ -126,6 +126,7 @@ class CandidateServicer(candidates_pb2_grpc.CandidateServiceServicer):  # type: 
                 self._breaker.failed()
             if popular is None or time.monotonic() >= deadline:
                 raise
+            request_id = request_id or _noted_id(request)
             resolved = resolve(request, release, request_id, _now_ms(), _remaining_ms(deadline))
             reply = build_reply(popular.answer(resolved), request, release, request_id)
             _note_times(reply, {}, 0.0, time.monotonic() - start)
@@ -147,6 +148,13 @@ def _deadline_of(context: grpc.aio.ServicerContext) -> float:
     """The client's gRPC deadline in seconds of `time.monotonic`; infinite if it set none."""
     remaining = context.time_remaining()
     return math.inf if remaining is None else time.monotonic() + remaining
+
+
+def _noted_id(request: GetCandidatesRequest) -> str:
+    """The request's id, made up if it has none, which this call's log lines hold from now on."""
+    request_id = request.request_id or uuid.uuid4().hex
+    note_call(request_id=request_id)
+    return str(request_id)
 
 
 def _bounded(deadline: float, start: float, release: Release) -> float:

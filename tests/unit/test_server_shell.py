@@ -151,6 +151,9 @@ async def test_bytes_that_are_no_request_are_the_callers_error(channel):
 class Gone:
     """The context of a call whose client has hung up, as gRPC answers in rare races: it cannot be told anything."""
 
+    def invocation_metadata(self):
+        return ()
+
     async def abort(self, code, details):
         raise grpc.aio.InternalError("Failed 'execute_batch'")
 
@@ -163,7 +166,7 @@ async def test_an_error_for_a_client_that_is_gone_is_counted_and_ends_the_call_q
         return grpc.unary_unary_rpc_method_handler(late, GetCandidatesRequest.FromString)
 
     registry = CollectorRegistry()
-    details = SimpleNamespace(method=f"/{SERVICE}/GetCandidates", invocation_metadata=())
+    details = SimpleNamespace(method=f"/{SERVICE}/GetCandidates")
     guarded = await EdgeInterceptor(RpcMetrics(registry)).intercept_service(continuation, details)
     with pytest.raises(asyncio.CancelledError):
         await guarded.unary_unary(b"", Gone())
