@@ -85,13 +85,13 @@ class TargetConfig:
     """Probability that a sampled offset is 1 (the rest is uniform over [1, max_offset])."""
     same_outcome: bool = True
     """Whether the window holds only targets of the conditioned outcome."""
-    window_pick: Literal["similarity", "loss", "one_to_one"] = "similarity"
+    window_pick: Literal["one_to_one", "similarity", "loss"] = "one_to_one"
     """Which target of the window a row is trained on.
 
-    `similarity`, `loss`: Eq. 5's min over the window of each drawn offset, by the plain similarity or by the
-    logQ-corrected loss. `one_to_one`: the next `window_size` targets are one set; the first offsets of each outcome,
-    as many as it has targets there, are matched to them one to one by similarity, so that no target is left out and no
-    two embeddings of an outcome learn the same one. Offsets are not drawn then.
+    `one_to_one`: the next `window_size` targets are one set; the first offsets of each outcome, as many as it has
+    targets there, are matched to them one to one by similarity, so that no target is left out and no two embeddings of
+    an outcome learn the same one. `similarity`, `loss`: Eq. 5's min over the window of each drawn offset, by the plain
+    similarity or by the logQ-corrected loss; only these use `offsets_per_position` and `next_share`.
     """
     position_share: float = 1.0
     """Share of the positions of a batch that are trained, drawn anew each step."""
@@ -239,6 +239,7 @@ def _check(config: Config) -> None:
             if not value >= low:
                 raise InvalidConfig(f"{section}.{name} has value {value!r}; allowed: at least {low}")
     m, g, t = config.model, config.generate, config.targets
+    one_to_one = m.variant == "mt_oc" and t.window_pick == "one_to_one"
     rules: list[tuple[bool, str, object, str]] = [
         (m.hidden_dim % m.num_heads == 0, "model.hidden_dim", m.hidden_dim, f"a multiple of num_heads = {m.num_heads}"),
         (m.use_content or m.use_ids, "model.use_content", m.use_content, "true when use_ids is false"),
@@ -251,8 +252,10 @@ def _check(config: Config) -> None:
          "each outcome once"),
         (1 <= g.offsets_per_step <= t.max_offset, "generate.offsets_per_step", g.offsets_per_step,
          f"1 to targets.max_offset = {t.max_offset}"),
-        (t.window_pick != "one_to_one" or t.window_size <= t.max_offset, "targets.window_size", t.window_size,
+        (not one_to_one or t.window_size <= t.max_offset, "targets.window_size", t.window_size,
          f"at most targets.max_offset = {t.max_offset} where window_pick is one_to_one"),
+        (not one_to_one or g.offsets_per_step <= t.window_size, "generate.offsets_per_step",
+         g.offsets_per_step, f"at most targets.window_size = {t.window_size}: one_to_one trains no later offset"),
         (0.0 < t.position_share <= 1.0, "targets.position_share", t.position_share, "in (0, 1]"),
         (0.0 < t.next_share <= 1.0, "targets.next_share", t.next_share, "in (0, 1]: offset 1 must be trained"),
         (config.data.test_share + config.data.validation_share < 1.0, "data.test_share", config.data.test_share,

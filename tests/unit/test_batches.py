@@ -172,7 +172,7 @@ def test_action_dropout_masks_inputs_but_not_targets():
 def test_windows_share_the_candidates():
     config = config_from_dict(
         {"model": {"max_history": 8}, "targets": {"max_offset": 2, "window_size": 2, "offsets_per_position": 1,
-                                                 "same_outcome": False},
+                                                 "same_outcome": False, "window_pick": "similarity"},
          "generate": {"num_steps": 1, "offsets_per_step": 1}, "train": {"batch_size": 1, "random_negatives": 1}}
     )  # fmt: skip
     user = [(BIG + i, SAVE) for i in range(4)]

@@ -92,7 +92,9 @@ def test_single_token_variants_predict_the_next_target_only(variant):
 
 
 def test_multi_token_variant_follows_the_configuration():
-    config = config_from_dict({"targets": {"max_offset": 6, "window_size": 2, "offsets_per_position": 3}})
+    config = config_from_dict(
+        {"targets": {"max_offset": 6, "window_size": 2, "offsets_per_position": 3, "window_pick": "similarity"}}
+    )
     plan = TargetPlan.of(config)
     assert (plan.max_offset, plan.window_size, plan.offsets_per_position) == (6, 2, 3)
 
