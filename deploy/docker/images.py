@@ -1,4 +1,4 @@
-"""Building the images with docker or podman, whichever is there; from wheels of this machine where it has no registry."""
+"""Building the images with docker or podman, whichever is there; where there is no registry, from wheels."""
 
 from __future__ import annotations
 
@@ -74,7 +74,11 @@ def build(engine: Engine, images: str, tag: str, base: str, wheels: Path) -> Non
     options: list[str] = []
     if base:
         collect_wheels(engine, base, wheels)
-        options = [f"--build-arg=BASE={base}", "--build-arg=PIP_CONFIG_FILE=/wheels/pip.conf", f"-v={wheels}:/wheels:ro"]
+        options = [
+            f"--build-arg=BASE={base}",
+            "--build-arg=PIP_CONFIG_FILE=/wheels/pip.conf",
+            f"-v={wheels}:/wheels:ro",
+        ]
         fallback = str(FOLDER / "fallback.Dockerfile")
         engine.run("build", f"--build-arg=BASE={base}", "-f", fallback, "-t", f"{images}/prometheus:{tag}", ".")
     for target in TARGETS:

@@ -16,12 +16,13 @@ from pinrec_core.errors import DeadlineExceeded, PinrecError
 from pinrec_core.serving.contract import StageContract
 from pinrec_core.serving.deadline import NS_PER_MS, deadline_of
 from pinrec_core.serving.error_words import UNEXPECTED, error_from_text
+from pinrec_core.serving.reconnect import QUICK_RECONNECT
 from pinrec_core.serving.triton_io import decode_fields, encode_fields
 from pinrec_core.serving.triton_tls import triton_client_tls
 
 CHANNEL_OPTIONS = [
     ("grpc.lb_policy_name", "round_robin"),  # with dns:///, over every replica behind a headless service
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # a restarted Triton is found again within a second
+    *QUICK_RECONNECT,
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 ]

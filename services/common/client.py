@@ -20,12 +20,6 @@ from services.common.tls import CLIENT_CA, client_credentials
 
 TOKEN_FILE = "PINREC_TOKEN_FILE"
 
-QUICK_RECONNECT = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1_000)]
-"""Channel options of a long-lived client: a restarted service is found again within about a second.
-
-Both are needed: with the longest pause alone, gRPC waited ten seconds and more.
-"""
-
 Stub = TypeVar("Stub")
 Options = Sequence[tuple[str, Any]]
 

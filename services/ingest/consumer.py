@@ -17,8 +17,9 @@ import grpc
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
 from pinrec_core.errors import InvalidConfig, InvalidRequest, Unavailable
+from pinrec_core.serving.reconnect import QUICK_RECONNECT
 from pinrec_core.signals.events import Event
-from services.common.client import QUICK_RECONNECT, open_channel
+from services.common.client import open_channel
 from services.common.metrics import IngestMetrics
 from services.common.outage import Outage
 from services.ingest.messages import read_event

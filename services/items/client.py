@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pinrec_core.items.changes import ItemChanges
+from pinrec_core.serving.reconnect import QUICK_RECONNECT
 from services.common.client import open_channel
 from services.proto.items_pb2 import GetChangesRequest, GetChangesResponse
 from services.proto.items_pb2_grpc import ItemServiceStub
@@ -27,8 +28,7 @@ _RETRY_S = 0.2
 _TIMEOUT_S = 30.0
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),  # the service bounds what it sends
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),  # a restarted service is found again within a second
+    *QUICK_RECONNECT,
 ]
 
 log = logging.getLogger(__name__)

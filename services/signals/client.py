@@ -13,10 +13,11 @@ from pinrec_core.messages import FetchSignalsInput, Signals, Status
 from pinrec_core.release import Release
 from pinrec_core.schema import SEARCH_ACTION, ItemType
 from pinrec_core.serving.error_words import error_of
+from pinrec_core.serving.reconnect import QUICK_RECONNECT
 from pinrec_core.signals.empty import empty_signals
 from pinrec_core.signals.query_content import QueryContent
 from pinrec_core.text_encoder import normalize_text, query_item_id
-from services.common.client import QUICK_RECONNECT, open_channel
+from services.common.client import open_channel
 from services.common.outage import Outage
 from services.proto.signals_pb2 import GetHistoriesRequest, GetHistoriesResponse, HistoryRequest
 from services.proto.signals_pb2_grpc import SignalServiceStub
