@@ -35,7 +35,9 @@ from pinrec_core.release import (
     write_serving_state,
 )
 from pinrec_core.release.golden import read_golden, write_golden
-from services.cli.up import Stack, processes, serves
+from services.cli.up import Stack, processes
+from services.common.probe import answers, serves
+from services.gateway.server import FULL
 from services.proto import signals_pb2
 from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
@@ -64,10 +66,10 @@ class Parts:
     candidate_stub: CandidateServiceStub
     signal_stub: SignalServiceStub
 
-    def ask(self, user_id: int, **changes) -> GetCandidatesResponse:
+    def ask(self, user_id: int, timeout: float = PATIENT_S, **changes) -> GetCandidatesResponse:
         fields = {"surface": "home", "budget": {"save": 1.0, "click": 1.0}, "num_candidates": 10}
         request = GetCandidatesRequest(user_id=user_id, **{**fields, **changes})
-        return self.candidate_stub.GetCandidates(request, timeout=PATIENT_S)
+        return self.candidate_stub.GetCandidates(request, timeout=timeout)
 
     def failure(self, user_id: int = 1) -> grpc.RpcError:
         with pytest.raises(grpc.RpcError) as raised:
@@ -96,6 +98,9 @@ class Parts:
 
     def is_serving(self) -> bool:
         return serves(f"{self.stack.host}:{self.stack.gateway_port}")
+
+    def answers_in_full(self) -> bool:
+        return serves(f"{self.stack.host}:{self.stack.gateway_port}", FULL)
 
 
 @pytest.fixture(scope="module")
@@ -340,20 +345,54 @@ def test_a_switch_whose_command_and_gateway_are_killed_is_completed_by_the_same_
     assert parts.ask(1).release == 1
 
 
-def test_a_dead_stage_and_a_dead_triton_are_unavailable_until_triton_is_back(parts):
+def items_of(reply: GetCandidatesResponse) -> list[int]:
+    return [candidate.item_id for candidate in reply.candidates]
+
+
+def assert_popular(reply: GetCandidatesResponse) -> None:
+    """An answer without the stages: ten items, marked, split as the budget says."""
+    assert (reply.degraded, reply.degraded_reason) == (True, "stages_unavailable")
+    assert Counter(candidate.outcome for candidate in reply.candidates) == {"save": 5, "click": 5}
+    assert len(set(items_of(reply))) == 10
+    assert all(candidate.filled for candidate in reply.candidates)
+
+
+def test_a_dead_stage_is_answered_for_from_popular_lists_and_loaded_again(parts):
     before = parts.ask(3)
     stages = parts.triton.stages()
     assert set(stages) == {"fetch_signals", "embed_items", "generate", "retrieve"}
     os.kill(stages["retrieve"], signal.SIGKILL)
-    for _ in range(2):
-        failure = parts.failure(3)
-        assert failure.code() is grpc.StatusCode.UNAVAILABLE
-        assert failure.details() == "the serving stages do not answer"
-    assert eventually(lambda: not parts.is_serving())
+    degraded = parts.ask(3)
+    assert_popular(degraded)
+    assert not set(items_of(parts.ask(3, exclude_item_ids=items_of(degraded)))) & set(items_of(degraded))
+    assert parts.is_serving(), "marked answers are answers"
+    assert eventually(lambda: not parts.ask(3).degraded)
+    assert items_of(parts.ask(3)) == items_of(before)
+    repaired = parts.triton.stages()
+    assert {name for name, pid in repaired.items() if pid != stages[name]} == {"retrieve"}
+    assert eventually(lambda: answers(f"http://{parts.stack.host}:{parts.stack.triton_health_port}/readyz"))
+
+
+def test_a_frozen_triton_is_answered_for_within_the_callers_deadline(parts):
+    before = parts.ask(3)
+    (server,) = (pid for pid, words in parts.triton.living().items() if "/bin/tritonserver " in words)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            assert_popular(parts.ask(3, timeout=1.0))
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert eventually(lambda: parts.answers_in_full())
+    assert items_of(parts.ask(3)) == items_of(before)
+
+
+def test_a_dead_triton_is_answered_for_until_it_is_back(parts):
+    before = parts.ask(3)
     assert parts.triton.end(signal.SIGKILL) == -signal.SIGKILL
-    assert parts.failure(3).code() is grpc.StatusCode.UNAVAILABLE
-    assert eventually(lambda: not parts.triton.living()), "no stage outlives its server"
+    assert_popular(parts.ask(3))
+    assert eventually(lambda: not parts.triton.living()), "neither server nor stage outlives the keeper"
+    assert eventually(lambda: not parts.answers_in_full())
+    assert parts.is_serving()
     parts.triton.start()
-    assert eventually(parts.is_serving)
-    after = parts.ask(3)
-    assert [c.item_id for c in after.candidates] == [c.item_id for c in before.candidates]
+    assert eventually(lambda: parts.answers_in_full())
+    assert items_of(parts.ask(3)) == items_of(before)
