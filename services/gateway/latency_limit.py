@@ -1,12 +1,13 @@
 """How many requests may be in the ensemble at once: as many as keep its latency near that of an idle one.
 
 Triton queues what it cannot work on yet. More requests at once than it needs to be busy add waiting and no throughput.
-So the limit is measured: a window whose requests took longer than `TOLERANCE` times what a lone request takes lowers it
-in proportion; one that was quicker, and in which every place was taken, raises it.
+So the limit is measured: a window whose requests took longer than `TOLERANCE` times what a lone request takes lowers
+it; one that was quicker, and in which every place was taken, raises it.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,10 +22,10 @@ START = 16.0
 WINDOW_S = 0.1
 WINDOW_REQUESTS = 8
 LONGEST_WINDOW_S = 1.0
-"""A window ends after `WINDOW_S` with `WINDOW_REQUESTS`, or after `LONGEST_WINDOW_S` with fewer."""
+"""A window ends after `WINDOW_S` with `WINDOW_REQUESTS`. One that has fewer after `LONGEST_WINDOW_S` says nothing."""
 
-LOWEST_STEP, HIGHEST_STEP = 0.7, 1.1
-"""Factors that one window may change the limit by."""
+LOWEST_STEP, HIGHEST_STEP = 0.7, 1.3
+"""Factors that one window may change the limit by. The root of what it asks for, since windows are noisy."""
 
 LONE_REQUESTS = 32
 """Lone requests that the latency of an idle ensemble is the median of: some minutes or some milliseconds old."""
@@ -71,8 +72,9 @@ class LatencyLimit:
         self._count += 1
         self._most = max(self._most, at_once)
         age_s = self._now() - self._since
-        if age_s >= WINDOW_S and (self._count >= WINDOW_REQUESTS or age_s >= LONGEST_WINDOW_S):
+        if self._count >= WINDOW_REQUESTS and age_s >= WINDOW_S:
             self._adapt()
+        if age_s >= LONGEST_WINDOW_S or (self._count >= WINDOW_REQUESTS and age_s >= WINDOW_S):
             self._begin()
 
     def _begin(self) -> None:
@@ -81,10 +83,12 @@ class LatencyLimit:
 
     def _adapt(self) -> None:
         lone_s = self.lone_s
-        if not lone_s:
+        if not lone_s or self._most < 2:  # a lone request waits for no other
+            self._limit *= HIGHEST_STEP if self._was_full else 1.0
             return
-        step = min(max(TOLERANCE * lone_s / (self._sum_s / self._count), LOWEST_STEP), HIGHEST_STEP)
+        wanted = TOLERANCE * lone_s / (self._sum_s / self._count)
+        step = min(max(math.sqrt(wanted), LOWEST_STEP), HIGHEST_STEP)
         if step < 1.0:
             self._limit = max(1.0, min(self._limit, float(self._most)) * step)
         elif self._was_full:
-            self._limit = max(self._limit * step, self._limit + (step - 1.0))
+            self._limit *= step
