@@ -41,11 +41,13 @@ class OpenTelemetry:
     def _serve(self, method: str, metadata: Metadata) -> Iterator[CallSpan]:
         sent = {key: value for key, value in metadata if key in _W3C.fields and isinstance(value, str)}
         parent = _W3C.extract(sent, Context()) if sent else Context()
-        with self._tracer.start_as_current_span(
-            method, parent, SpanKind.SERVER, record_exception=False, set_status_on_exception=False
-        ) as span:
-            served = _OpenSpan(span)
-            note_call(trace_id=served.trace_id)
+        span = self._tracer.start_span(method, parent, SpanKind.SERVER)
+        served = _OpenSpan(span)
+        note_call(trace_id=served.trace_id)
+        if not span.is_recording():  # the usual case does no more
+            yield served
+            return
+        with trace.use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
             try:
                 yield served
             finally:
