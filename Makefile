@@ -9,7 +9,7 @@ BIN    := .venv/bin
 PINREC := $(BIN)/pinrec
 
 .DEFAULT_GOAL := help
-.PHONY: help audit compose-smoke image-locks local-base sbom setup check format test test-data demo up loadtest bench-steering chaos chaos-signals chaos-release soak proto clean
+.PHONY: help audit compose-smoke image-locks local-base sbom setup check format test test-data demo up loadtest bench-gateway bench-steering chaos chaos-signals chaos-release soak proto clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ loadtest: setup ## 60 seconds of load against localhost:8500, or the demo's stac
 
 bench-steering: setup ## Does a budget steer? Trains uc, oc, mt_oc on the synthetic world; docs/figures (15 minutes)
 	$(BIN)/python -m benchmarks.steering --work $(WORK)/steering --report docs/figures
+
+bench-gateway: setup ## What TLS, tokens and tracing cost the gateway, against a plain one (4 minutes); docs/figures
+	$(BIN)/python -m benchmarks.gateway_cost --work $(WORK)/gateway-cost --report docs/figures
 
 chaos-signals: setup ## kill -9, power loss, ingest, reads, the daily job: bars and what was measured (15 minutes)
 	$(BIN)/python -m benchmarks.chaos.signals --work $(WORK)/chaos-signals --report docs/figures

@@ -37,6 +37,11 @@ RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 _LONGEST_PUSHBACK_S = 60.0
 """A client that would wait longer is told not to retry."""
 
+QUIET_S = 1.0
+"""Between two lines about callers that are refused: whoever tries tokens must not fill the log."""
+
+_SHOWN_CHARS = 100
+
 _LOOK_S = 1.0
 """How often the tokens file is looked at."""
 
@@ -203,8 +208,10 @@ async def pace(message: Any) -> None:
 class GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Stands before everything else that looks at a call; who is refused costs one hash and is told one line."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._gate = gate
+        self._monotonic_s = monotonic_s
+        self._quiet_until_s = 0.0
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -214,18 +221,26 @@ class GateInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 _CALLER.set(self._gate.enter(details.method, details.invocation_metadata))
             except PinrecError as error:
-                return _refusing(error)
+                return self._refusing(error, details.method)
         return await continuation(details)
 
+    def _refusing(self, error: PinrecError, method: str) -> Any:
+        """For a stream of any messages, which fits every method: a unary handler would first read the message."""
+        code, message = status_of(error)
 
-def _refusing(error: PinrecError) -> Any:
-    """For a stream of any messages, which fits every method: a unary handler would first read the message."""
-    code, message = status_of(error)
+        async def refuse(_: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+            if not isinstance(error, LimitExceeded):
+                self.tell(code, context.peer(), method)
+            await context.abort(code, message, pushback(error) if isinstance(error, LimitExceeded) else ())
 
-    async def refuse(_: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
-        await context.abort(code, message, pushback(error) if isinstance(error, LimitExceeded) else ())
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
-    return grpc.stream_stream_rpc_method_handler(refuse)
+    def tell(self, code: grpc.StatusCode, peer: str, method: str) -> None:
+        """A line about a refused call, unless there was one just now."""
+        now_s = self._monotonic_s()
+        if now_s >= self._quiet_until_s:
+            self._quiet_until_s = now_s + QUIET_S
+            log.warning("%s: %s asked for %r", code.name, peer, method[:_SHOWN_CHARS])
 
 
 def pushback(error: LimitExceeded | Overloaded) -> tuple[tuple[str, str], ...]:

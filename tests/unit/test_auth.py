@@ -4,13 +4,14 @@ import asyncio
 import logging
 from types import SimpleNamespace
 
+import grpc
 import pytest
 from google.protobuf.descriptor_pool import Default
 from grpc_reflection.v1alpha import reflection_pb2
 from prometheus_client import CollectorRegistry
 
 from pinrec_core.errors import InvalidConfig, LimitExceeded, NotAllowed, Unauthenticated
-from services.common.auth import METHODS, OPEN, RETRY_PUSHBACK, Gate, pushback
+from services.common.auth import METHODS, OPEN, RETRY_PUSHBACK, Gate, GateInterceptor, pushback
 from services.common.limits import Limits
 from services.common.metrics import AccessMetrics
 from services.common.tokens import SCOPES, Client, digest_of, new_token, write_clients
@@ -130,6 +131,17 @@ def test_admin_calls_are_logged_with_their_client(door, caplog):
         door.enter("deploy", TRY)
         door.enter("deploy")
     assert [record.getMessage() for record in caplog.records] == [f"client deploy calls {TRY}"]
+
+
+def test_refused_callers_have_one_line_a_second_of_no_more_than_a_line(door, caplog):
+    interceptor = GateInterceptor(door.gate, lambda: door.now_s)
+    for door.now_s in (0.0, 0.5, 0.9, 1.0, 1.5):
+        interceptor.tell(grpc.StatusCode.UNAUTHENTICATED, "ipv4:10.0.0.1:5", "/" + "\n" * 5_000)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert lines[0].startswith("UNAUTHENTICATED: ipv4:10.0.0.1:5 asked for '/")
+    assert "\n" not in lines[0]
+    assert len(lines[0]) < 300
 
 
 def test_a_changed_file_is_taken_up_within_a_second(door):

@@ -1,6 +1,7 @@
 """TLS, mutual TLS, tokens and limits at a real port, with real certificates."""
 
 import asyncio
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -332,6 +333,13 @@ async def test_who_has_no_token_learns_nothing(files, guarded, client_has, metho
     assert (answers, error.code()) == ([], grpc.StatusCode.UNAUTHENTICATED)
     assert error.details() == "no known token; send one as metadata, authorization: Bearer TOKEN"
     assert list(error.trailing_metadata()) == []
+
+
+async def test_the_log_has_a_refused_callers_address(files, guarded, client_has, caplog):
+    client_has(CLIENT_CA=files.ca)
+    await ask(guarded)
+    [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert re.fullmatch(r"UNAUTHENTICATED: ipv[46]:\S+ asked for '/pinrec.v1.CandidateService/GetCandidates'", line)
 
 
 async def test_health_needs_no_token(files, guarded, client_has):
