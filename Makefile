@@ -9,7 +9,7 @@ BIN    := .venv/bin
 PINREC := $(BIN)/pinrec
 
 .DEFAULT_GOAL := help
-.PHONY: help audit compose-smoke image-locks local-base sbom setup check format test test-data demo up loadtest bench-gateway bench-steering chaos chaos-signals chaos-release soak proto clean
+.PHONY: help audit compose-smoke image-locks k8s-smoke local-base sbom setup check format test test-data demo up loadtest bench-gateway bench-steering chaos chaos-signals chaos-release soak proto clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -77,6 +77,9 @@ soak: setup ## 20 minutes at 60 % of the capacity: errors and growth of memory
 
 compose-smoke: setup ## Images and docker-compose.yml, tried: build, start, call, break, stop (BASE=IMAGE without a registry)
 	$(BIN)/python -m deploy.docker.smoke --work $(WORK)/compose-smoke --report docs/figures $(if $(BASE),--base $(BASE))
+
+k8s-smoke: setup ## The pods of deploy/k8s/overlays/laptop, tried as containers of this machine, plain and secured (BASE as above)
+	$(BIN)/python -m deploy.k8s.smoke --work $(WORK)/k8s-smoke --report docs/figures $(if $(BASE),--base $(BASE))
 
 local-base: ## The BASE of compose-smoke from Debian's packages alone (root, debootstrap, podman)
 	sh deploy/docker/local-base.sh localhost/pinrec-base:bookworm

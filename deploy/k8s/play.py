@@ -21,12 +21,11 @@ USER = "1000:1000"
 
 @dataclass
 class Played:
-    """A container that runs: its engine's name, the port of this machine for each of its own, when it was started."""
+    """A container that runs: its name for the engine, and the port of this machine for each of its pod's."""
 
     spec: Container
     name: str
     ports: dict[int, int]
-    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -50,13 +49,13 @@ class Node:
             if one.is_sidecar:
                 self.await_start(one.name)
 
-    def await_start(self, name: str) -> float:
-        """Seconds until the startup probe passes, by its own period and patience. Raises RuntimeError."""
+    def await_start(self, name: str) -> None:
+        """Until the startup probe passes, by its own period and patience. Raises RuntimeError."""
         played = self.running[name]
         check = played.spec.spec["startupProbe"]
         for _ in range(check["failureThreshold"]):
             if self.passes(name, "startupProbe"):
-                return time.monotonic() - played.since
+                return
             time.sleep(check["periodSeconds"])
         raise RuntimeError(f"{name} did not start: {self.logs(name)[-3_000:]}")
 
