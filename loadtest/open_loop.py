@@ -16,6 +16,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+REFUSED_PAUSE_S = 0.05
+
 
 @dataclass(frozen=True)
 class Call:
@@ -76,7 +78,10 @@ async def open_loop(
 
 
 async def closed_loop(send: Callable[[int], Awaitable[Any]], concurrency: int, seconds: float) -> list[Call]:
-    """`concurrency` callers who each ask again as soon as they are answered: how capacity is measured."""
+    """`concurrency` callers who each ask again as soon as they are answered: how capacity is measured.
+
+    One that is refused waits for a moment, as it is told to.
+    """
     end = time.monotonic() + seconds
     calls: list[Call] = []
 
@@ -85,6 +90,8 @@ async def closed_loop(send: Callable[[int], Awaitable[Any]], concurrency: int, s
         while (now := time.monotonic()) < end:
             calls.append(await _call(send, number, now))
             number += concurrency
+            if calls[-1].code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                await asyncio.sleep(REFUSED_PAUSE_S)
 
     await asyncio.gather(*map(caller, range(concurrency)))
     return calls

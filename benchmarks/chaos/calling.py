@@ -102,7 +102,7 @@ class Load:
         async def noted(number: int) -> str:
             kind = "nothing"
             try:
-                kind = await send(number)
+                kind = str(await send(number))
             finally:
                 self._last_bad_s = self._last_bad_s if kind == FULL else time.monotonic()
             return kind

@@ -13,7 +13,8 @@ from benchmarks.chaos.parts import Part, wait_for
 from benchmarks.chaos.world import World, fresh
 from pinrec_core.release import ServingState, write_serving_state
 from services.cli.supervisor import Process
-from services.cli.up import Stack, processes, serves
+from services.cli.up import Stack, processes
+from services.common.probe import serves
 
 _LOOK_S = 0.05
 CRASH_PAUSE_S = 1.0

@@ -14,7 +14,7 @@ from benchmarks.chaos.sandbox import is_inside
 from benchmarks.chaos.table import Row
 from benchmarks.chaos.world import World
 from services.cli.supervisor import Process
-from services.cli.up import serves
+from services.common.probe import serves
 
 DELAY_S, LOSS = 0.1, 0.05
 
@@ -48,16 +48,16 @@ def listed(gateway: Link, signals: Link) -> list[Fault]:
     """What is done to each link."""
     ends = {"the gateway's packets": gateway, "packets between Triton and signals": signals}
     ways = {
-        f"delayed by {1000 * DELAY_S:.0f} ms each way": {"delay_s": DELAY_S},
-        f"lost, {LOSS:.0%}": {"loss": LOSS},
-        "cut off": {"loss": 1.0},
+        f"delayed by {1000 * DELAY_S:.0f} ms each way": (DELAY_S, 0.0),
+        f"lost, {LOSS:.0%}": (0.0, LOSS),
+        "cut off": (0.0, 1.0),
     }
     return [
-        Fault(f"{what} {how}", partial(_disturbed, link=link, **values), HOLD_S)
+        Fault(f"{what} {how}", partial(_disturbed, link=link, delay_s=delay_s, loss=loss), HOLD_S)
         for what, link in ends.items()
-        for how, values in ways.items()
+        for how, (delay_s, loss) in ways.items()
     ]
 
 
-def _disturbed(_: Fleet, link: Link, delay_s: float = 0.0, loss: float = 0.0) -> AbstractContextManager[None]:
+def _disturbed(_: Fleet, link: Link, delay_s: float, loss: float) -> AbstractContextManager[None]:
     return disturbed(link, delay_s, loss)

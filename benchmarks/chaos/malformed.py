@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ async def raw_messages(servers: dict[str, str], count: int) -> Tally:
         async def one(number: int) -> None:
             method, call = calls[number % len(calls)]
             sent = damaged(rng, method.message)
-            code, details = await outcome(lambda: call(sent, timeout=CALL_S))
+            code, details = await outcome(partial(call, sent, timeout=CALL_S))
             note(tally, code, details, method.right, f"{method.path} {sent[:60].hex()}")
 
         await _at_once(count, one)
@@ -236,7 +237,7 @@ def _extreme(
     loop = asyncio.new_event_loop()
 
     async def ask(call: Callable[..., Any], requests: Sequence[Any]) -> None:
-        answers = [outcome(lambda one=one: call(one.SerializeToString(), timeout=CALL_S)) for one in requests]
+        answers = [outcome(partial(call, one.SerializeToString(), timeout=CALL_S)) for one in requests]
         for one, (code, details) in zip(requests, await asyncio.gather(*answers), strict=True):
             note(tally, code, details, frozenset({expected(one)}), f"{path} {str(one)[:300]!r}")
 

@@ -129,7 +129,8 @@ def commands_of(sessions: Collection[int]) -> dict[int, str]:
 
 def sessions_under(pid: int) -> list[int]:
     """Sessions of a process and of everything that it started, directly or not."""
-    stats, found, waiting = _stats(), set(), [pid]
+    stats, waiting = _stats(), [pid]
+    found: set[int] = set()
     while waiting:
         one = waiting.pop()
         found.update(stats[one][2:] if one in stats else ())

@@ -18,8 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import click
@@ -27,22 +26,23 @@ import grpc
 import numpy as np
 
 from benchmarks.chaos import adding
-from benchmarks.chaos.calling import NUM_CANDIDATES, request_of
+from benchmarks.chaos.calling import NUM_CANDIDATES, capacity_rps, request_of
+from benchmarks.chaos.fleet import Fleet, running
 from benchmarks.chaos.mutations import Mutation, copy_as, mutations, refusal
-from benchmarks.chaos.parts import pss_mb, sessions_under, wait_for
+from benchmarks.chaos.parts import pss_mb
 from benchmarks.chaos.table import Row, finish, save, show
-from benchmarks.chaos.world import World, make_world
-from loadtest.open_loop import Call, closed_loop, open_loop, percentiles_ms
+from benchmarks.chaos.world import make_world
+from loadtest.open_loop import Call, open_loop, percentiles_ms
 from pinrec_core import release as releases
 from services.cli.switch import RemoteGateway, Switch
-from services.cli.up import Stack, serves
+from services.common.probe import serves
 from services.proto.candidates_pb2 import GetCandidatesResponse
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 from services.proto.items_pb2 import DeleteItemsRequest
 from services.proto.items_pb2_grpc import ItemServiceStub
 
 SHARE_OF_CAPACITY = 0.5
-CAPACITY_CALLERS, PAUSE_S = 8, 1.0
+CAPACITY_CALLERS, PAUSE_S = (8,), 1.0
 P99_BAR = 2.0
 DELETE_EVERY_S = 0.25
 GRACE_S = 1.0
@@ -62,35 +62,15 @@ Send = Callable[[int], Awaitable[GetCandidatesResponse]]
 def main(work: Path, report: Path | None, switches: int, requests: int, items: int) -> None:
     """Try every promise and print the table."""
     world = make_world(work / "world")
-    with running(world, work) as (stack, session):
-        target = Target(world, stack, session)
+    with running(world, work / "state") as fleet:
+        target = Target(fleet)
         rows = [show(row) for row in asyncio.run(target.switch_under_load(switches))]
         rows += [show(row) for row in asyncio.run(target.delete_under_load(requests))]
-        rows.append(show(damaged_releases(world, stack, mutations(world.releases / "2"))))
+        rows.append(show(damaged_releases(fleet, mutations(world.releases / "2"))))
     rows += [show(row) for row in adding.measure(work / "adding", items)]
     if report is not None:
         save(rows, report / "chaos-release.json", "make chaos-release")
     finish(rows)
-
-
-@contextmanager
-def running(world: World, work: Path) -> Iterator[tuple[Stack, int]]:
-    """`pinrec up` on the world's release 1, and its session."""
-    releases.write_serving_state(world.releases, releases.ServingState(1, (1,)))
-    shutil.rmtree(work / "state", ignore_errors=True)
-    stack = world.stack(work / "state" / "signals")
-    words = ["up", "--releases", stack.releases, "--signals-data", stack.signals_data, "--batch-view", stack.batch_view]
-    words += [word for name, port in stack.ports().items() for word in ("--" + name.replace("_", "-"), port)]
-    with (work / "up.log").open("w") as log:
-        up = subprocess.Popen(pinrec(*map(str, words)), stdout=log, stderr=log)
-        try:
-            address = f"{stack.host}:{stack.gateway_port}"
-            if not wait_for(lambda: up.poll() is not None or serves(address)) or up.poll() is not None:
-                raise RuntimeError(f"the stack did not start; see {work / 'up.log'}")
-            yield stack, up.pid
-        finally:
-            up.terminate()
-            up.wait(timeout=60)
 
 
 def pinrec(*words: str) -> list[str]:
@@ -104,21 +84,16 @@ class Target:
     `capacity_s` and `baseline_s`: how long the capacity is measured, and the load before the first switch.
     """
 
-    def __init__(
-        self, world: World, stack: Stack, up_pid: int, capacity_s: float = 10.0, baseline_s: float = 20.0
-    ) -> None:
-        self._world = world
-        self._stack = stack
-        self._up_pid = up_pid
+    def __init__(self, fleet: Fleet, capacity_s: float = 10.0, baseline_s: float = 20.0) -> None:
+        self._fleet = fleet
         self._capacity_s = capacity_s
         self._baseline_s = baseline_s
-        self._gateway = f"{stack.host}:{stack.gateway_port}"
 
     async def switch_under_load(self, switches: int) -> list[Row]:
         """Activate release 2 and roll back, again and again, at half of the capacity."""
-        async with grpc.aio.insecure_channel(self._gateway, _OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(self._fleet.gateway, _OPTIONS) as channel:
             send = _sender(CandidateServiceStub(channel))
-            capacity, stop = await self._capacity(send), asyncio.Event()
+            capacity, stop = await self._capacity(), asyncio.Event()
             rate = capacity * SHARE_OF_CAPACITY
             load = asyncio.create_task(open_loop(send, rate, 3_600, stop=stop))
             start = time.monotonic()
@@ -135,15 +110,12 @@ class Target:
             calls = await load
         return self._switch_rows(calls, start, windows, {"capacity_rps": capacity, **memory})
 
-    async def _capacity(self, send: Send) -> float:
-        """Answers a second that callers without a pause get, after as many to warm up."""
-        for _ in range(2):
-            calls = await closed_loop(send, CAPACITY_CALLERS, self._capacity_s)
-        return len(calls) / self._capacity_s
+    async def _capacity(self) -> float:
+        return await capacity_rps(self._fleet.gateway, self._capacity_s, CAPACITY_CALLERS)
 
     async def _release(self, *verb: str) -> None:
         """Run `pinrec release ...`. Raises RuntimeError with its output if it fails."""
-        words = ("release", *verb, "--releases", str(self._world.releases), "--gateway", self._gateway)
+        words = ("release", *verb, "--releases", str(self._fleet.stack.releases), "--gateway", self._fleet.gateway)
         process = await asyncio.create_subprocess_exec(
             *pinrec(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -202,12 +174,12 @@ class Target:
     async def delete_under_load(self, requests: int) -> list[Row]:
         """Delete items that were just returned; none may come back a second after its acknowledgement."""
         async with (
-            grpc.aio.insecure_channel(self._gateway, _OPTIONS) as channel,
-            grpc.aio.insecure_channel(f"{self._stack.host}:{self._stack.items_port}", _OPTIONS) as to_items,
+            grpc.aio.insecure_channel(self._fleet.gateway, _OPTIONS) as channel,
+            grpc.aio.insecure_channel(self._fleet.items, _OPTIONS) as to_items,
         ):
             latest: list[int] = []
             send, items = _sender(CandidateServiceStub(channel), latest), ItemServiceStub(to_items)
-            rate, gone = await self._capacity(send) * SHARE_OF_CAPACITY, {}
+            rate, gone = await self._capacity() * SHARE_OF_CAPACITY, {}
             load = asyncio.create_task(open_loop(send, rate, requests / rate * 1.1, seed=1))
             while not load.done():
                 item = next((one for one in latest if one not in gone), None)
@@ -232,11 +204,10 @@ class Target:
         ]
 
     def _sessions(self) -> list[int]:
-        """Sessions of `pinrec up` and of the processes that it started."""
-        return sessions_under(self._up_pid)
+        return [session for sessions in self._fleet.sessions.values() for session in sessions]
 
     def _metric(self, name: str) -> float:
-        url = f"http://{self._stack.host}:{self._stack.gateway_metrics_port}/metrics"
+        url = f"http://{self._fleet.stack.host}:{self._fleet.stack.gateway_metrics_port}/metrics"
         with urllib.request.urlopen(url, timeout=5) as reply:
             lines = reply.read().decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
@@ -262,17 +233,17 @@ def came_back(call: Call, gone: dict[int, float]) -> bool:
     return any(gone.get(candidate.item_id, sent_s) + GRACE_S < sent_s for candidate in call.answer.candidates)
 
 
-def damaged_releases(world: World, stack: Stack, listed: Sequence[Mutation]) -> Row:
+def damaged_releases(fleet: Fleet, listed: Sequence[Mutation]) -> Row:
     """Try to activate damaged copies of release 2 on the running stack, by the verb's own function."""
-    gateway, reasons = f"{stack.host}:{stack.gateway_port}", []
-    state = releases.serving_state(world.releases)
-    switch = Switch(world.releases, [RemoteGateway(gateway)], wait_s=60, say=lambda _: None)
+    root, reasons = fleet.stack.releases, []
+    state = releases.serving_state(root)
+    switch = Switch(root, [RemoteGateway(fleet.gateway)], wait_s=60, say=lambda _: None)
     for number, mutation in enumerate(listed, start=100):
-        folder = copy_as(world.releases, 2, number)
-        mutation.apply(folder, world.releases / "1")
+        folder = copy_as(root, 2, number)
+        mutation.apply(folder, root / "1")
         reasons.append(refusal(lambda number=number: switch.to(number)))
         shutil.rmtree(folder)
-    untouched = releases.serving_state(world.releases) == state and serves(gateway)
+    untouched = releases.serving_state(root) == state and serves(fleet.gateway)
     return Row(
         f"damaged releases ({len(listed)} mutations)",
         "all refused with the reason, service untouched",

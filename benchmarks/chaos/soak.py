@@ -60,26 +60,26 @@ def measure(world: World, folder: Path, seconds: float) -> list[Row]:
         return [show(row) for row in soak(fleet, seconds, capacity_s=min(10.0, seconds / 4))]
 
 
-def soak(fleet: Fleet, seconds: float, capacity_s: float) -> list[Row]:
+def soak(fleet: Fleet, seconds: float, capacity_s: float, looks: int = LOOKS) -> list[Row]:
     """Ask, append, and look at memory now and then."""
     start_ms = int(time.time() * 1000) - 3_600_000
     writer = Writer(fleet.signals, 40_000, start_ms, release=1, pause_s=APPEND_EVERY_S)
     thread = threading.Thread(target=writer.run)
     thread.start()
     try:
-        rate, calls, memory = asyncio.run(_soak(fleet, seconds, capacity_s))
+        rate, calls, memory = asyncio.run(_soak(fleet, seconds, capacity_s, looks))
     finally:
         writer.stop.set()
         thread.join()
     return judged(rate, calls, memory, writer, fleet.restarts())
 
 
-async def _soak(fleet: Fleet, seconds: float, capacity_s: float) -> tuple[float, list[Call], Memory]:
+async def _soak(fleet: Fleet, seconds: float, capacity_s: float, looks: int) -> tuple[float, list[Call], Memory]:
     rate = SHARE_OF_CAPACITY * await capacity_rps(fleet.gateway, capacity_s)
     memory: Memory = {name: [] for name in fleet.parts}
     async with Load(fleet.gateway, rate) as load:
-        for _ in range(LOOKS):
-            await asyncio.sleep(seconds / LOOKS)
+        for _ in range(looks):
+            await asyncio.sleep(seconds / looks)
             for name, sessions in fleet.sessions.items():
                 memory[name].append(await asyncio.to_thread(pss_mb, sessions))
     return rate, load.calls, memory
