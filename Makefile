@@ -12,7 +12,7 @@ PINREC := $(BIN)/pinrec
 .PHONY: help audit compose-smoke image-locks k8s-smoke local-base sbom setup check format test test-data demo up loadtest bench-gateway bench-steering chaos chaos-signals chaos-release soak proto clean
 
 help: ## Show this help
-	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: .venv/.ready ## Virtual environment with the project (EXTRA=cpu|gpu) and a Triton server beside it
 
