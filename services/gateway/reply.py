@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pinrec_core.messages import CandidateIds, Count, PerCandidate, PerEmbedding, Scores, Status
 from pinrec_core.release import Release
+from services.common.logs import note_call
 from services.common.metrics import GatewayMetrics
 from services.proto.candidates_pb2 import Candidate, GetCandidatesRequest, GetCandidatesResponse, Why
 
@@ -91,6 +92,7 @@ def observe_reply(reply: GetCandidatesResponse, metrics: GatewayMetrics) -> None
         metrics.cold_start.inc()
     if reply.degraded:
         metrics.degraded.labels(reply.degraded_reason).inc()
+        note_call(degraded=reply.degraded_reason)
     if reply.embeddings_kept:
         metrics.compression_ratio.observe(reply.embeddings_generated / reply.embeddings_kept)
     for stage, milliseconds in reply.stage_latency_ms.items():

@@ -2,13 +2,18 @@ import asyncio
 import json
 import logging
 import sys
+from contextvars import copy_context
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
 
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.serving.log_lines import JsonLines, TextLines, stage_lines
 from services.common.logs import FailedCalls, facts_of_call, note_call
+from services.common.metrics import GatewayMetrics
+from services.gateway.reply import observe_reply
+from services.proto.candidates_pb2 import GetCandidatesResponse
 
 
 def record(message, *values, exc_info=None):
@@ -63,6 +68,13 @@ async def test_facts_belong_to_one_call():
         {"request_id": "2", "trace_id": "t2"},
     ]
     assert facts_of_call() == {}
+
+
+def test_a_degraded_answer_is_noted():
+    reply = GetCandidatesResponse(degraded=True, degraded_reason="signals_unavailable")
+    context = copy_context()
+    context.run(observe_reply, reply, GatewayMetrics(CollectorRegistry()))
+    assert context.run(facts_of_call) == {"degraded": "signals_unavailable"}
 
 
 def test_failed_calls_have_one_line_a_second_for_each_method_and_code(caplog):

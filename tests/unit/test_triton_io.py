@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,11 @@ from pinrec_core.serving.triton_io import (
     decode_requests,
     encode_fields,
     encode_responses,
+    note_trace_parents,
     to_array,
 )
+
+PARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 
 
 class FakeTensor:
@@ -134,6 +138,16 @@ def test_a_request_that_cannot_be_read_fails_alone(caplog):
     assert [type(decoded[0]), type(decoded[2])] == [PinrecError, PinrecError]
     assert decoded[0].message == "internal error of a serving stage"
     assert [record.exc_info is not None for record in caplog.records] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("context", "parent"), [(None, ""), ("", ""), ("{}", ""), (f'{{"traceparent": "{PARENT}"}}', PARENT)]
+)
+def test_the_span_of_a_traced_request_stands_in_its_message(context, parent):
+    request = SimpleNamespace(trace=lambda: SimpleNamespace(get_context=lambda: context))
+    message = FetchSignalsInput(1, 1, "", 0, 1, 100)
+    note_trace_parents([message, PinrecError("unreadable")], [request, request])
+    assert message.trace_parent == parent
 
 
 def test_answers_carry_their_release_and_time():

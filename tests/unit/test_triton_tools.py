@@ -213,6 +213,20 @@ def test_flags_of_newer_servers_are_set_only_where_they_are_known(tmp_path, flag
     assert ("--grpc-infer-thread-count=4" in line) is expected
 
 
+def test_triton_traces_where_the_others_do(tmp_path):
+    started = server(tmp_path, "")
+    untraced = command(started, TritonOptions(tmp_path), environ={})
+    traced = command(started, TritonOptions(tmp_path), environ={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel:4318/"})
+    assert not [flag for flag in untraced if flag.startswith("--trace")]
+    assert [flag for flag in traced if flag.startswith("--trace")] == [
+        "--trace-config=mode=opentelemetry",
+        "--trace-config=rate=0",
+        "--trace-config=level=TIMESTAMPS",
+        "--trace-config=opentelemetry,url=http://otel:4318/v1/traces",
+        "--trace-config=opentelemetry,resource=service.name=pinrec-triton",
+    ]
+
+
 def test_environment_by_hand(tmp_path):
     options = TritonOptions(tmp_path / "releases", signals="s:1", items="i:3", embed_items="e:2")
     found = environment(
