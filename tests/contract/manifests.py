@@ -11,6 +11,7 @@ from deploy.k8s.rendered import Container, Stack, render
 from services.cli.main import main as pinrec
 from services.common import probe
 from services.gateway import server as gateway
+from services.ingest import kafka
 from services.items import server as items
 from services.signals import server as signals
 from services.triton.__main__ import main as triton
@@ -20,8 +21,10 @@ STACKS = {
     "gpu": (["overlays/gpu"], []),
     "split": (["overlays/split"], []),
     "hpa": (["base"], ["components/hpa"]),
-    "secure": (["overlays/split", "toolbox"], ["components/secure", "components/mtls"]),
+    "secure": (["overlays/split", "toolbox"], ["components/kafka", "components/secure", "components/mtls"]),
     "batch-view": (["base", "toolbox"], ["components/batch-view"]),
+    "tracing": (["overlays/split"], ["components/tracing"]),
+    "kafka": (["overlays/laptop"], ["components/kafka"]),
 }
 """What is rendered: the overlays, and each component with something to stand on."""
 
@@ -30,6 +33,7 @@ COMMANDS = {
     "services.signals.server": signals.main,
     "services.items.server": items.main,
     "services.triton": triton,
+    "services.ingest.kafka": kafka.main,
     "services.cli.main": pinrec,
     "services.common.probe": probe.main,
 }

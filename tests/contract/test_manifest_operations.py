@@ -14,6 +14,7 @@ from pinrec_core.serving.contract import STAGES
 from services.triton.command import TritonOptions
 from tests.contract.manifests import STACKS, options, stack
 
+APPEND_S = 20
 KEEPER_S = 5
 """Seconds that the keeper may take for itself when it ends, beside its --linger and Triton's exit timeout."""
 
@@ -30,7 +31,7 @@ def to_stop_s(one: Container) -> float:
     if one.spec["image"].startswith("pinrec/triton"):
         own = TritonOptions(Path()).exit_timeout_s + KEEPER_S
     else:
-        own = float(given["drain_s"])
+        own = float(given.get("drain_s", APPEND_S))  # the consumer ends after the batch that it appends
     return before + float(given.get("linger_s") or 0) + own
 
 

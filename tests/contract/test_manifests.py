@@ -18,7 +18,10 @@ from tests.contract.manifests import STACKS, command, each_container, stack
 OLDEST, NEWEST = "1.30.0", kubernetes_validate.latest_version()
 """Versions of Kubernetes: the one that base/kustomization.yaml asks for, and the newest that the schemas know."""
 
-FROM_ELSEWHERE = {"gateway-tls", "signals-tls", "items-tls", "memory-tls", "tokens", "internal-token", "events"}
+FROM_ELSEWHERE = {
+    *("gateway-tls", "signals-tls", "items-tls", "memory-tls", "ingest-tls"),
+    *("tokens", "internal-token", "ingest-token", "events"),
+}
 """Secrets and claims that somebody else makes; each component says which."""
 
 HEALTH_NAMES = {"", LIVE, gateway.SERVICE, gateway.FULL, signals.SERVICE, items.SERVICE}
@@ -115,8 +118,11 @@ def test_what_serves_has_probes_that_name_what_exists(name):
                 )
             elif "httpGet" in check:
                 assert one.ports[check["httpGet"]["port"]]
-            else:
+            elif "exec" in check:
                 command(one.name, check["exec"]["command"])
+            else:
+                assert not one.is_ours, "an open port says little"
+                assert one.ports[check["tcpSocket"]["port"]]
         started = one.spec["startupProbe"]
         assert started["periodSeconds"] * started["failureThreshold"] >= 120, "a release is read in that time"
 
@@ -150,7 +156,8 @@ def test_everything_that_is_referred_to_exists(name):
         owners = rendered.selected(service["spec"]["selector"])
         ports = {port for one in rendered.containers() if one.owner in owners for port in one.ports}
         assert {entry["targetPort"] for entry in service["spec"]["ports"]} <= ports, service["metadata"]["name"]
-        assert service["spec"].get("clusterIP") == "None" or "http" in ports, "gRPC balances by name"
+        speaks_grpc = {"grpc", "triton"} & {entry["name"] for entry in service["spec"]["ports"]}
+        assert not speaks_grpc or service["spec"]["clusterIP"] == "None", "gRPC balances by name"
     for budget in rendered.of("PodDisruptionBudget"):
         assert rendered.selected(budget["spec"]["selector"])
     for stateful in rendered.of("StatefulSet"):
