@@ -216,7 +216,7 @@ def _checked(settings: Mapping[str, str]) -> Mapping[str, str]:
     for key in settings:
         if key in _OURS or key in ("bootstrap.servers", "group.id"):
             raise InvalidConfig(
-                f"--set has key {key!r}; allowed: librdkafka's settings but those that this consumer sets"
+                f"--set or --settings has key {key!r}; allowed: librdkafka's settings but those that this consumer sets"
             )
     return settings
 

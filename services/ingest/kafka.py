@@ -5,7 +5,10 @@ python -m services.ingest.kafka --brokers HOST:PORT --topic events --group pinre
 
 from __future__ import annotations
 
+import re
 import signal
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,12 +20,28 @@ from services.common.metrics import IngestMetrics, process_registry
 from services.ingest.messages import READERS
 from services.signals.validate import MAX_EVENTS
 
+_SECRET = re.compile(r"password|secret|oauthbearer\.config|key\.pem")
+"""In names of librdkafka's settings: what must not stand on a command line, which every user of the host can read."""
+
 
 def _pairs(context: click.Context, option: click.Parameter, words: tuple[str, ...]) -> dict[str, str]:
-    for word in words:
+    pairs = _split(words)
+    for key in pairs:
+        if _SECRET.search(key):
+            raise click.BadParameter(f"{key} is a secret; allowed: in the file of --settings")
+    return pairs
+
+
+def _of_file(context: click.Context, option: click.Parameter, path: Path | None) -> dict[str, str]:
+    lines = path.read_text().splitlines() if path is not None else []
+    return _split([line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")])
+
+
+def _split(words: Sequence[str]) -> dict[str, str]:
+    for place, word in enumerate(words, start=1):
         if "=" not in word:
-            raise click.BadParameter(f"{word!r} is not KEY=VALUE")
-    return dict(word.split("=", 1) for word in words)
+            raise click.BadParameter(f"the setting in place {place} is not KEY=VALUE")  # it may be a secret
+    return {key.strip(): value.strip() for key, value in (word.split("=", 1) for word in words)}
 
 
 @click.command(name="kafka")
@@ -58,10 +77,26 @@ def _pairs(context: click.Context, option: click.Parameter, words: tuple[str, ..
 @click.option(
     "--set", "settings", multiple=True, callback=_pairs, metavar="KEY=VALUE", help="Any other setting of librdkafka."
 )
+@click.option(
+    "--settings",
+    "settings_file",
+    envvar="PINREC_KAFKA_SETTINGS",
+    show_envvar=True,
+    callback=_of_file,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File of more such settings, a line each: where passwords belong.",
+)
 @click.option("--metrics-host", default="localhost", show_default=True, help="Address of Prometheus metrics.")
 @click.option("--metrics-port", default=9800, show_default=True, help="Their port; 0 = none.")
 @log_format_option
-def main(metrics_host: str, metrics_port: int, log_format: str, **options: Any) -> None:
+def main(
+    metrics_host: str,
+    metrics_port: int,
+    log_format: str,
+    settings: dict[str, str],
+    settings_file: dict[str, str],
+    **options: Any,
+) -> None:
     """Append the events of a Kafka topic to the signal service, each exactly once.
 
     Offsets are committed after the service has made the events durable. While it is away the consumer waits and tries
@@ -75,6 +110,7 @@ def main(metrics_host: str, metrics_port: int, log_format: str, **options: Any) 
         raise click.ClickException(f"{error.name} is not installed: pip install 'pinrec[kafka]'") from error
     registry = process_registry()
     try:
+        options["settings"] = {**settings_file, **settings}
         consumer = EventConsumer(IngestOptions(**options), IngestMetrics(registry))
     except PinrecError as error:
         raise click.ClickException(error.message) from error

@@ -242,7 +242,7 @@ def test_json_and_letters_that_nobody_can_deliver(cluster, signals, consume, tmp
     [
         (
             ["--set", "enable.auto.commit=true"],
-            "Error: --set has key 'enable.auto.commit'; allowed: ",
+            "Error: --set or --settings has key 'enable.auto.commit'; allowed: ",
         ),
         (["--set", "colour=blue"], "Error: Kafka's client refuses the settings: No such configuration property"),
     ],

@@ -32,17 +32,30 @@ def test_a_server_that_acknowledges_too_early_is_refused_unless_told(start_redis
     store.close()
 
 
-def test_a_server_that_keeps_its_settings_to_itself_is_refused_unless_told(start_redis):
+def test_a_server_that_keeps_its_settings_to_itself_is_refused_unless_told(start_redis, tmp_path, monkeypatch):
     url = start_redis()
     with Redis.from_url(url) as client:
-        client.acl_setuser("signals", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-config"])
-    url = url.replace("localhost", "signals:any@localhost")
+        client.acl_setuser("signals", enabled=True, passwords=["+s3cret"], keys=["*"], commands=["+@all", "-config"])
+    url = url.replace("localhost", "signals@localhost")
+    (tmp_path / "password").write_text("s3cret\n")
+    monkeypatch.setenv("PINREC_REDIS_PASSWORD_FILE", str(tmp_path / "password"))
     with pytest.raises(InvalidConfig, match="does not say whether it syncs before it acknowledges"):
         open_store(url)
     store = RedisHistoryStore(url, durable=False)
     store.append([pin(1)])
     assert items(store) == [1]
     store.close()
+
+
+def test_a_password_comes_from_a_file_only(tmp_path, monkeypatch):
+    with pytest.raises(InvalidConfig, match="address holds a password, which other users") as refusal:
+        open_store("redis://signals:s3cret@localhost:1/0")
+    assert "s3cret" not in refusal.value.message
+    monkeypatch.setenv("PINREC_REDIS_PASSWORD_FILE", str(tmp_path / "gone"))
+    with pytest.raises(
+        InvalidConfig, match=r"^PINREC_REDIS_PASSWORD_FILE has value '.*gone'; allowed: a readable file"
+    ):
+        open_store("redis://localhost:1/0")
 
 
 def test_a_server_killed_keeps_every_acknowledged_event(start_redis, tmp_path):
@@ -84,9 +97,8 @@ def test_a_server_that_hangs_costs_one_read_its_time_and_the_next_none(start_red
 def test_what_is_no_server_is_said():
     with pytest.raises(Unavailable, match=r"^realtime view cannot be opened: ConnectionError$"):
         open_store("redis://localhost:1/0")
-    with pytest.raises(InvalidConfig, match="'port'; allowed: redis://host:port/db") as refusal:
-        open_store("redis://user:secret@localhost:port/0")
-    assert "secret" not in str(refusal.value)
+    with pytest.raises(InvalidConfig, match="'port'; allowed: redis://host:port/db"):
+        open_store("redis://user@localhost:port/0")
     with pytest.raises(InvalidConfig, match="store has value 'http://a'; allowed: a folder, or redis://host:port/db"):
         open_store("http://a")
 

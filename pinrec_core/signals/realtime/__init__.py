@@ -8,6 +8,7 @@ service, so that a read sees every acknowledged write.
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.signals.realtime.memory import MemoryHistoryStore
@@ -32,6 +33,11 @@ def open_store(where: str) -> HistoryStore:
         return RocksHistoryStore(Path(where))
     if scheme not in REDIS_SCHEMES:
         raise InvalidConfig(f"store has value {where!r}; allowed: a folder, or redis://host:port/db")
+    if urlsplit(where).password:
+        raise InvalidConfig(
+            "store's address holds a password, which other users of the host can read; "
+            "allowed: redis://user@host:port/db, with the password in the file that PINREC_REDIS_PASSWORD_FILE names"
+        )
     try:
         from pinrec_core.signals.realtime.redis import RedisHistoryStore
     except ImportError as error:

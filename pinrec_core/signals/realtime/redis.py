@@ -6,11 +6,13 @@ time and its row, so that the server's own order is ours: by time, then by id.
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -29,6 +31,8 @@ _KEY = struct.Struct(">Qq")
 """event_id | timestamp_ms again: half the answer of a read, which then needs no scores."""
 
 _KEYS = np.dtype([("event_id", ">u8"), ("timestamp_ms", ">i8")])
+
+PASSWORD_FILE = "PINREC_REDIS_PASSWORD_FILE"
 
 _WRITE_TIMEOUT_S = 2.0
 """For a connection and for an answer, of writes and all else that may take long."""
@@ -52,8 +56,11 @@ class RedisHistoryStore:
         Raises Unavailable if the server does not answer, and InvalidConfig for a bad address or, unless told that the
         store need not be `durable`, for a server that would acknowledge a write before it is on disk.
         """
+        password = _password()
         try:
-            self._redis, self._reader = (_client(url, timeout_s) for timeout_s in (_WRITE_TIMEOUT_S, _READ_TIMEOUT_S))
+            self._redis, self._reader = (
+                _client(url, password, timeout_s) for timeout_s in (_WRITE_TIMEOUT_S, _READ_TIMEOUT_S)
+            )
         except ValueError as error:
             raise InvalidConfig(f"store's address: {error}; allowed: redis://host:port/db") from error
         self._next_read_s = 0.0
@@ -131,10 +138,23 @@ class RedisHistoryStore:
         return cast("Mapping[str, str]", self._redis.config_get(name)).get(name)
 
 
-def _client(url: str, timeout_s: float) -> Redis:
+def _client(url: str, password: str | None, timeout_s: float) -> Redis:
     """A connection that the server closed meanwhile is opened again at once, once."""
     retry = Retry(NoBackoff(), retries=1, supported_errors=(ConnectionError,))
-    return Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry)
+    return Redis.from_url(
+        url, password=password, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry
+    )
+
+
+def _password() -> str | None:
+    """What the file holds that `PASSWORD_FILE` names. Raises InvalidConfig if it cannot be read."""
+    path = os.environ.get(PASSWORD_FILE)
+    if not path:
+        return None
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(f"{PASSWORD_FILE} has value {path!r}; allowed: a readable file") from error
 
 
 def _key(user_id: int) -> str:
