@@ -17,8 +17,8 @@ FAILURES_IN_A_ROW = 5
 TIME_LEFT_FOR_A_RETRY = 0.6
 """Share of its time that a request must have left to be sent again."""
 
-RETRIES_PER_ANSWER = 0.1
-MOST_RETRIES = 10.0
+ANSWERS_PER_RETRY = 10
+MOST_RETRIES = 10
 """A retry is paid for by ten answers, and ten can be saved up: an outage is not doubled by retries."""
 
 log = logging.getLogger(__name__)
@@ -63,17 +63,17 @@ class RetryBudget:
     """Earned by answers, spent by retries."""
 
     def __init__(self) -> None:
-        self._saved = MOST_RETRIES
+        self._answers = MOST_RETRIES * ANSWERS_PER_RETRY
 
     def earn(self) -> None:
         """A request was answered."""
-        self._saved = min(MOST_RETRIES, self._saved + RETRIES_PER_ANSWER)
+        self._answers = min(MOST_RETRIES * ANSWERS_PER_RETRY, self._answers + 1)
 
     def spend(self) -> bool:
         """Whether a retry can be paid for."""
-        if self._saved < 1.0:
+        if self._answers < ANSWERS_PER_RETRY:
             return False
-        self._saved -= 1.0
+        self._answers -= ANSWERS_PER_RETRY
         return True
 
 

@@ -1,136 +1,21 @@
 """The gateway against a peer that speaks Triton's protocol: admission, deadlines, replies, batches, health, drain."""
 
 import asyncio
-import json
-from contextlib import asynccontextmanager
 
 import grpc
 import grpc.aio
 import numpy as np
 import pytest
 import pytest_asyncio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from grpc_health.v1 import health_pb2
 
-from pinrec_core.config import Config
 from pinrec_core.errors import DeadlineExceeded, ReleaseNotOpen
-from pinrec_core.messages import CandidateRequest, Status
-from pinrec_core.release import ReleaseFacts, ServingState, write_serving_state
-from pinrec_core.release.golden import CANARY_USER_ID
-from pinrec_core.schema import Vocabulary
-from pinrec_core.serving.contract import ENSEMBLE, NUMPY_OF, STAGES
+from pinrec_core.messages import Status
+from pinrec_core.release import ServingState, write_serving_state
 from pinrec_core.serving.error_words import error_text
-from pinrec_core.serving.triton_io import decode_fields, to_array
-from services.common.server import ServerOptions
-from services.gateway.server import SERVICE, Gateway
-from services.proto.candidates_pb2 import BatchGetCandidatesRequest, GetCandidatesRequest
-from services.proto.candidates_pb2_grpc import CandidateServiceStub
-
-VOCABULARY = Vocabulary(
-    positive_actions=("save", "click"),
-    actions=("save", "click", "search"),
-    surfaces=("home", "search"),
-    search_surfaces=("search",),
-)
-
-
-def write_release(root, number, **serve):
-    folder = root / str(number)
-    folder.mkdir(parents=True)
-    manifest = {"format": 1, "release": number, **vars(ReleaseFacts("e", "e", 1_700_000_000_000, "toy")), "files": {}}
-    config = Config().to_dict()
-    config["serve"].update(serve)
-    for name, values in (("manifest", manifest), ("config", config), ("vocabulary", VOCABULARY.to_dict())):
-        (folder / f"{name}.json").write_text(json.dumps(values))
-
-
-class TritonPeer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers each request with as many items as its counts ask for: ids 100, 101, ...; the last one is a fill."""
-
-    def __init__(self):
-        self.requests: list[CandidateRequest] = []
-        self.changed = {}
-        self.open = {1}
-        self.error = None
-        self.release_me = asyncio.Event()
-        self.release_me.set()
-
-    async def ModelInfer(self, request, context):  # noqa: N802
-        arrays = {
-            tensor.name: np.frombuffer(raw, NUMPY_OF[tensor.datatype]).reshape(tensor.shape)[0]
-            for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
-        }
-        asked = CandidateRequest(**decode_fields(ENSEMBLE.inputs, arrays))
-        if asked.user_id != CANARY_USER_ID:
-            self.requests.append(asked)
-            await self.release_me.wait()
-        if asked.release not in self.open:
-            error = error_text(ReleaseNotOpen(asked.release, tuple(self.open)))
-            await context.abort(grpc.StatusCode.INTERNAL, f"in ensemble 'pinrec', {error}")
-        if self.error:
-            await context.abort(*self.error)
-        return self._answer(asked)
-
-    def _answer(self, asked):
-        outcomes = np.repeat(np.arange(len(asked.counts)), asked.counts)
-        n = len(outcomes)
-        values = {
-            "candidate_ids": np.arange(100, 100 + n),
-            "scores": np.append(np.linspace(0.9, 0.5, n - 1), 0.0),
-            "candidate_outcomes": outcomes,
-            "source": np.append(np.zeros(n - 1), -1),
-            "step": np.array([2]),
-            "target_offset": np.array([3]),
-            "num_generated": 12,
-            "num_kept": 4,
-            "history_length": 7,
-            "realtime_events": 2,
-            "status": 0,
-            **{stage.release_tensor: asked.release for stage in STAGES},
-            **{stage.elapsed_tensor: 1_500 for stage in STAGES},
-            **self.changed,
-        }
-        reply = service_pb2.ModelInferResponse(model_name="pinrec")
-        for spec in ENSEMBLE.outputs:
-            array = to_array(spec, values[spec.name])[None]
-            reply.outputs.add(name=spec.name, datatype=spec.dtype, shape=array.shape)
-            reply.raw_output_contents.append(array.tobytes())
-        return reply
-
-
-class Stack:
-    """A running gateway, its Triton peer and a client."""
-
-    def __init__(self, root, peer, gateway, registry, channel):
-        self.root, self.peer, self.gateway, self.registry = root, peer, gateway, registry
-        self.client = CandidateServiceStub(channel)
-        self.health = health_pb2_grpc.HealthStub(channel)
-
-    def count(self, name, **labels):
-        return self.registry.get_sample_value(f"pinrec_gateway_{name}", labels) or 0.0
-
-    async def is_serving(self):
-        reply = await self.health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
-        return reply.status == health_pb2.HealthCheckResponse.SERVING
-
-
-@asynccontextmanager
-async def running(root, canary_s=3600.0, **serve):
-    write_release(root, 1, **serve)
-    write_serving_state(root, ServingState(active=1, open=(1,)))
-    peer, triton = TritonPeer(), grpc.aio.server()
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(peer, triton)
-    triton_port = triton.add_insecure_port("localhost:0")
-    await triton.start()
-    registry = CollectorRegistry()
-    gateway = Gateway(root, f"localhost:{triton_port}", ServerOptions("localhost:0", drain_s=5.0), canary_s, registry)
-    await gateway.server.start()
-    async with grpc.aio.insecure_channel(f"localhost:{gateway.server.port}") as channel:
-        yield Stack(root, peer, gateway, registry, channel)
-    await gateway.server.server.stop(0)
-    await gateway.ensemble.close()
-    await triton.stop(0)
+from services.gateway.server import SERVICE
+from services.proto.candidates_pb2 import BatchGetCandidatesRequest
+from tests.gateway_peer import ask, failure_of, running, write_release
 
 
 @pytest_asyncio.fixture
@@ -138,17 +23,6 @@ async def stack(tmp_path):
     async with running(tmp_path) as started:
         await started.gateway.watch.step()
         yield started
-
-
-def ask(**changes):
-    fields = {"user_id": 5, "surface": "home", "budget": {"save": 0.7, "click": 0.3}, "num_candidates": 10}
-    return GetCandidatesRequest(**{**fields, **changes})
-
-
-async def failure_of(call):
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await call
-    return raised.value.code(), raised.value.details()
 
 
 async def test_reply_names_what_the_stages_answered_in_codes(stack):
