@@ -318,6 +318,7 @@ METHODS = [
     "/pinrec.v1.SignalService/AppendEvents",
     "/pinrec.v1.SignalService/AppendEventsStream",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    "/grpc.health.v1.Health/Watch",
     "/pinrec.v1.CandidateService/NoSuchMethod",
     "/no.such.Service/Method",
 ]
@@ -342,7 +343,7 @@ async def test_the_log_has_a_refused_callers_address(files, guarded, client_has,
     assert re.fullmatch(r"UNAUTHENTICATED: ipv[46]:\S+ asked for '/pinrec.v1.CandidateService/GetCandidates'", line)
 
 
-async def test_health_needs_no_token(files, guarded, client_has):
+async def test_a_look_at_health_needs_no_token(files, guarded, client_has):
     client_has(CLIENT_CA=files.ca)
     async with open_aio_channel(guarded) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
