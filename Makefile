@@ -9,7 +9,7 @@ BIN    := .venv/bin
 PINREC := $(BIN)/pinrec
 
 .DEFAULT_GOAL := help
-.PHONY: help audit compose-smoke image-locks k8s-smoke local-base sbom setup check format test test-data demo up loadtest bench-gateway bench-steering chaos chaos-signals chaos-release soak proto clean
+.PHONY: help audit compose-smoke image-locks k8s-rules k8s-smoke local-base sbom setup check format test test-data demo up loadtest bench-gateway bench-steering chaos chaos-signals chaos-release soak proto clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ compose-smoke: setup ## Images and docker-compose.yml, tried: build, start, call
 
 k8s-smoke: setup ## The pods of deploy/k8s/overlays/laptop, tried as containers of this machine, plain and secured (BASE as above)
 	$(BIN)/python -m deploy.k8s.smoke --work $(WORK)/k8s-smoke --report docs/figures $(if $(BASE),--base $(BASE))
+
+k8s-rules: setup ## deploy/prometheus/rules as an object for the Prometheus operator
+	$(BIN)/python -m deploy.k8s.rules
 
 local-base: ## The BASE of compose-smoke from Debian's packages alone (root, debootstrap, podman)
 	sh deploy/docker/local-base.sh localhost/pinrec-base:bookworm

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from deploy.k8s.rendered import K8S, ROOT, labels
+from deploy.k8s.rules import OBJECT, rules
 from services.cli.up import Stack as Up
 from tests.contract.manifests import STACKS, each_container, options, stack
 
@@ -124,6 +125,12 @@ def test_the_operators_prometheus_knows_the_same_names():
             if port["name"] in known
         }
         assert found == jobs()
+
+
+def test_the_operator_gets_the_same_rules():
+    assert yaml.safe_load(OBJECT.read_text()) == rules(), "make k8s-rules"
+    [told] = stack("gpu").of("PrometheusRule")
+    assert told["spec"] == rules()["spec"]
 
 
 def test_rules_and_dashboards_come_along():

@@ -48,7 +48,7 @@ def validate(manifest: Manifest, version: str) -> None:
         kubernetes_validate.validate(manifest, version, strict=True)
 
 
-@pytest.mark.parametrize("kind", ["Deployment", "ScaledObject", "ServiceMonitor"])
+@pytest.mark.parametrize("kind", ["Deployment", "ScaledObject", "ServiceMonitor", "PrometheusRule"])
 def test_a_typing_error_does_not_fit(kind):
     wrong = json.loads(json.dumps(stack("gpu").of(kind)[0]))
     wrong["spec"]["replicass"] = 1
