@@ -56,6 +56,7 @@ class Keeper:
         self._keeping = keeping
         self._stop = threading.Event()
         self._draining = False
+        self._child: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
         """Serve until SIGTERM, SIGINT or the end of the server. Returns the exit code of the process."""
@@ -63,13 +64,13 @@ class Keeper:
             signal.signal(number, lambda *_: self._stop.set())
         clean_shm(self._options)
         registry = process_registry()
-        child = self._start()
-        watchdog = self._watchdog(child, registry)
+        watchdog = self._watchdog(registry)
         health = HealthServer(
             *(self._options.host, self._keeping.health_port),
             *(partial(alive, watchdog), partial(self._ready, watchdog)),
             registry,
         )
+        child = self._child = self._start()
         threading.Thread(target=watchdog.run, args=(self._stop,), name="watchdog", daemon=True).start()
         try:
             return self._keep(child, watchdog)
@@ -83,11 +84,14 @@ class Keeper:
         tethered = [sys.executable, "-I", TETHER, str(os.getpid()), *line]
         return subprocess.Popen(tethered, env=environment(self._server, self._options), stdin=subprocess.DEVNULL)
 
-    def _watchdog(self, child: subprocess.Popen[bytes], registry: CollectorRegistry) -> Watchdog:
+    def _watchdog(self, registry: CollectorRegistry) -> Watchdog:
         host = "localhost" if self._options.host in ("0.0.0.0", "::") else self._options.host
         client = TritonClient(f"{host}:{self._options.grpc_port}", self._options.admin_key)
-        pids = partial(stage_processes, child.pid)
-        return Watchdog(client, self._options.releases, self._options.models, KeeperMetrics(registry), pids)
+        return Watchdog(client, self._options.releases, self._options.models, KeeperMetrics(registry), self._processes)
+
+    def _processes(self, stage: str) -> list[int]:
+        assert self._child is not None
+        return stage_processes(self._child.pid, stage)
 
     def _ready(self, watchdog: Watchdog) -> str:
         return "draining" if self._draining else watchdog.problem
