@@ -16,7 +16,6 @@ from pinrec_core.serving.contract import ENSEMBLE, STAGES, Contract
 from pinrec_core.serving.error_words import error_from_text, error_of
 from pinrec_core.serving.triton_io import encode_fields
 from pinrec_core.serving.triton_tls import triton_client_tls
-from pinrec_core.serving.triton_tls import triton_client_tls
 
 CANARY_TIMEOUT_S = 3.0
 """Longer than the queue that the gateway allows, so that a busy Triton is not taken for a dead one."""
