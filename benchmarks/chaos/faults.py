@@ -117,7 +117,7 @@ def prepared(folder: Path, started: list[Process]) -> list[Process]:
 
 def try_all(fleet: Fleet, faults: Sequence[Fault], capacity_s: float) -> list[Row]:
     """One after the other, while a writer appends events; the last rows say what was lost."""
-    writer = Writer(fleet.signals, 20_000, int(time.time() * 1000) - 3_600_000, release=1, pause_s=0.02)
+    writer = Writer(fleet.signals, 20_000, int(time.time() * 1000) - 3_600_000, release=fleet.release, pause_s=0.02)
     thread = threading.Thread(target=writer.run)
     thread.start()
     try:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.chaos.parts import Part, wait_for
+from benchmarks.chaos.parts import Part, send, wait_for
 from benchmarks.chaos.world import World, fresh
-from pinrec_core.release import ServingState, write_serving_state
+from pinrec_core.release import ServingState, serving_state, write_serving_state
 from services.cli.supervisor import Process
 from services.cli.up import Stack, processes
 from services.common.probe import serves
 
 _LOOK_S = 0.05
+STOP_S = 30.0
 CRASH_PAUSE_S = 1.0
 """Before a part that died while it started is started again."""
 
@@ -44,6 +46,11 @@ class Fleet:
     def items(self) -> str:
         """Where items are added."""
         return listening(self.parts["items"].process)
+
+    @property
+    def release(self) -> int:
+        """Number of the active one."""
+        return serving_state(self.stack.releases).active
 
     @property
     def sessions(self) -> dict[str, list[int]]:
@@ -79,14 +86,16 @@ class Fleet:
         self._stop()
 
     def _stop(self) -> None:
-        """Stop in the reverse order, and kill what is left."""
+        """SIGTERM to all, and SIGKILL to what is left of them after a while."""
         self._stopping.set()
         for keeper in self._keepers:
             if keeper.is_alive():
                 keeper.join()
-        for part in reversed(self.parts.values()):
-            if part.starts and part.code() is None:
-                part.stop()
+        running = [part for part in self.parts.values() if part.starts and part.code() is None]
+        for part in running:
+            send(part.pid, signal.SIGTERM)
+        wait_for(lambda: all(part.code() is not None for part in running), STOP_S)
+        for part in self.parts.values():
             part.kill()
 
     def _keep(self, part: Part) -> None:

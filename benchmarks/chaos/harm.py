@@ -137,7 +137,7 @@ def filled(_: Fleet, folder: Path) -> Iterator[None]:
 
 def index_file(fleet: Fleet) -> Path:
     """The active release's index: the largest of its files."""
-    folder = fleet.stack.releases / "1" / "index"
+    folder = fleet.stack.releases / str(fleet.release) / "index"
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 

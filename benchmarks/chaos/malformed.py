@@ -218,14 +218,14 @@ def damaged(rng: random.Random, message: bytes) -> bytes:
 
 def extreme_fields(fleet: Fleet, count: int) -> list[Tally]:
     """Well-formed messages with extreme values: hypothesis draws them and shrinks what is answered wrongly."""
-    release = open_release(fleet.stack.releases, 1, verify=False)
+    release = open_release(fleet.stack.releases, fleet.release, verify=False)
     vocabulary, limits = release.vocabulary, release.config.serve
     kinds: list[tuple[str, str, Any, Any]] = [
         (fleet.gateway, "CandidateService/GetCandidates", wrong.candidate_requests(vocabulary),
          wrong.candidates_code(vocabulary, limits)),
         (fleet.signals, "SignalService/AppendEvents", wrong.append_requests(), wrong.append_code),
-        (fleet.signals, "SignalService/GetHistories", wrong.history_requests(),
-         wrong.histories_code(vocabulary.surfaces)),
+        (fleet.signals, "SignalService/GetHistories", wrong.history_requests(release.number),
+         wrong.histories_code(release.number, vocabulary.surfaces)),
     ]  # fmt: skip
     return [_extreme(*kind, count // len(kinds)) for kind in kinds]
 

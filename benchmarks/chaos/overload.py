@@ -47,8 +47,8 @@ HALF = 0.5
 """Share of the capacity that is asked for before the overload and after it."""
 CALM_S = 1.0
 """So long every call must be answered in full and in time for the overload to count as over."""
-SETTLE_S = 3.0
-"""From the start of the overload to the first call that counts: a limit that follows the latency needs a moment."""
+SETTLE = 0.05
+"""Share of the overload that does not count: a limit that follows the latency needs a moment."""
 
 
 @contextmanager
@@ -139,8 +139,9 @@ def judged(
 ) -> list[Row]:
     """The four bars. Latencies count from the moment a call was sent; how late the callers were is told apart."""
     end = max(call.scheduled_s for call in during)
-    during = [call for call in during if call.scheduled_s > began + SETTLE_S]
-    seconds = end - began - SETTLE_S
+    began += SETTLE * (end - began)
+    during = [call for call in during if call.scheduled_s > began]
+    seconds = end - began
     p99_unloaded = _percentile(unloaded, 99)
     answered = [call for call in during if seen(call) == FULL]
     refused = [call for call in during if call.code is grpc.StatusCode.RESOURCE_EXHAUSTED]

@@ -137,20 +137,21 @@ class Target:
     ) -> list[Row]:
         before = [call for call in calls if call.scheduled_s < start + self._baseline_s]
         during = [call for call in calls if any(began <= call.scheduled_s <= ended for began, ended in windows)]
-        failed = sum(call.code is not grpc.StatusCode.OK for call in calls)
+        failed, refused = failures(calls)
         answered = {call.answer.release for call in calls if call.answer is not None}
         mixed = self._metric("pinrec_gateway_mixed_release_total")
         (p99_before,), (p99_during,) = percentiles_ms(before, 99), percentiles_ms(during, 99)
         seconds = [ended - began for began, ended in windows]
         figures = {
-            **figures, "calls": len(calls), "failed": failed, "mixed": mixed, "p99_before_ms": p99_before,
-            "p99_during_ms": p99_during, "switch_s_median": float(np.median(seconds)),
+            **figures, "calls": len(calls), "failed": failed, "refused": refused, "mixed": mixed,
+            "p99_before_ms": p99_before, "p99_during_ms": p99_during, "switch_s_median": float(np.median(seconds)),
         }  # fmt: skip
         return [
             Row(
                 f"activate / rollback at {SHARE_OF_CAPACITY:.0%} of capacity, {len(windows)} times",
                 "0 failed, 0 mixed",
-                f"{len(calls):,} calls, {failed} failed, {mixed:.0f} mixed, answered by releases {sorted(answered)}; "
+                f"{len(calls):,} calls, {failed} failed, {refused} refused for load, {mixed:.0f} mixed, "
+                f"answered by releases {sorted(answered)}; "
                 f"a switch takes {np.median(seconds):.1f} s (median)",
                 failed == mixed == 0 and answered == {1, 2},
                 figures,
@@ -190,8 +191,15 @@ class Target:
             calls = load.result()
         returned = sum(came_back(call, gone) for call in calls)
         short = sum(call.answer is not None and len(call.answer.candidates) < NUM_CANDIDATES for call in calls)
-        failed = sum(call.code is not grpc.StatusCode.OK for call in calls)
-        figures = {"requests": len(calls), "deleted": len(gone), "returned": returned, "short": short, "failed": failed}
+        failed, refused = failures(calls)
+        figures = {
+            "refused": refused,
+            "requests": len(calls),
+            "deleted": len(gone),
+            "returned": returned,
+            "short": short,
+            "failed": failed,
+        }
         return [
             Row(
                 f"a deleted item is returned later than its acknowledgement + {GRACE_S:.0f} s",
@@ -223,6 +231,12 @@ def _sender(stub: CandidateServiceStub, latest: list[int] | None = None) -> Send
         return answer
 
     return send
+
+
+def failures(calls: Sequence[Call]) -> tuple[int, int]:
+    """Calls that failed, and those that were refused since too many came at once."""
+    refused = sum(call.code is grpc.StatusCode.RESOURCE_EXHAUSTED for call in calls)
+    return sum(call.code is not grpc.StatusCode.OK for call in calls) - refused, refused
 
 
 def came_back(call: Call, gone: dict[int, float]) -> bool:

@@ -63,7 +63,7 @@ def measure(world: World, folder: Path, seconds: float) -> list[Row]:
 def soak(fleet: Fleet, seconds: float, capacity_s: float, looks: int = LOOKS) -> list[Row]:
     """Ask, append, and look at memory now and then."""
     start_ms = int(time.time() * 1000) - 3_600_000
-    writer = Writer(fleet.signals, 40_000, start_ms, release=1, pause_s=APPEND_EVERY_S)
+    writer = Writer(fleet.signals, 40_000, start_ms, release=fleet.release, pause_s=APPEND_EVERY_S)
     thread = threading.Thread(target=writer.run)
     thread.start()
     try:

@@ -117,7 +117,7 @@ def _is_fine(event: Event) -> bool:
     )
 
 
-def history_requests() -> st.SearchStrategy[GetHistoriesRequest]:
+def history_requests(open_release: int) -> st.SearchStrategy[GetHistoriesRequest]:
     """Of GetHistories."""
     fields = {
         "user_id": _INT64,
@@ -127,15 +127,15 @@ def history_requests() -> st.SearchStrategy[GetHistoriesRequest]:
     }
     one = changed(HistoryRequest, {"user_id": 1, "surface": 1}, fields)
     several = st.lists(one, max_size=3) | st.sampled_from([[HistoryRequest()] * 256, [HistoryRequest()] * 257])
-    releases = st.sampled_from([1, 1, 1, 0, 2, 2**64 - 1])
+    releases = st.sampled_from([open_release] * 3 + [0, 77, 2**64 - 1])
     return st.builds(lambda number, requests: GetHistoriesRequest(release=number, requests=requests), releases, several)
 
 
-def histories_code(surfaces: Sequence[str]) -> Callable[[GetHistoriesRequest], grpc.StatusCode]:
-    """What GetHistories must answer while release 1 alone is open."""
+def histories_code(open_release: int, surfaces: Sequence[str]) -> Callable[[GetHistoriesRequest], grpc.StatusCode]:
+    """What GetHistories must answer while one release is open."""
 
     def code(request: GetHistoriesRequest) -> grpc.StatusCode:
-        if request.release != 1:
+        if request.release != open_release:
             return UNAVAILABLE
         fine = len(request.requests) <= 256 and all(
             0 <= one.surface <= len(surfaces) and len(one.search_query) <= 512 for one in request.requests
