@@ -121,7 +121,7 @@ class Stack:
 
 
 @asynccontextmanager
-async def running(root, canary_s=3600.0, popular=None, fallback=True, **serve):
+async def running(root, canary_s=3600.0, popular=None, fallback=True, port=0, linger_s=0.0, **serve):
     """`popular`: lists of the release, int64 [3, 2, P]; without them there is nothing to fall back to."""
     write_release(root, 1, **serve)
     if popular is not None:
@@ -133,7 +133,7 @@ async def running(root, canary_s=3600.0, popular=None, fallback=True, **serve):
     triton_port = triton.add_insecure_port("localhost:0")
     await triton.start()
     registry = CollectorRegistry()
-    options = ServerOptions("localhost:0", drain_s=5.0)
+    options = ServerOptions(f"localhost:{port}", drain_s=5.0, linger_s=linger_s)
     gateway = Gateway(root, f"localhost:{triton_port}", options, canary_s, registry, fallback)
     await gateway.server.start()
     async with grpc.aio.insecure_channel(f"localhost:{gateway.server.port}") as channel:

@@ -1,12 +1,18 @@
 """While the stages do not answer, answer late or are too many to serve: fallback, breaker, retries, batches, health."""
 
 import asyncio
+import re
+from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import grpc
+import grpc.aio
 import pytest
 
 from services.gateway.server import FULL, SERVICE
 from services.proto.candidates_pb2 import BatchGetCandidatesRequest, GetCandidatesRequest
+from services.proto.candidates_pb2_grpc import CandidateServiceStub
 from tests.gateway_peer import ask, failure_of, running
 
 BATCH = GetCandidatesRequest.BATCH
@@ -154,3 +160,43 @@ async def test_a_starved_batch_is_told_so_when_its_time_is_up(tmp_path):
         }
         stack.peer.release_me.set()
         await asyncio.gather(*with_places, return_exceptions=True)
+
+
+def documented_service_config():
+    """The channel option that the clients' page recommends for several gateways."""
+    page = Path(__file__).parents[2] / "docs" / "ranking-client.md"
+    return re.search(r"^```json\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)[1]
+
+
+async def test_gateways_are_replaced_one_by_one_and_no_call_fails(tmp_path):
+    """What a rolling update does, to callers whose channel is set up as the clients' page says."""
+    async with AsyncExitStack() as stacks:
+        started = [await stacks.enter_async_context(running(tmp_path / name, linger_s=0.3)) for name in "ab"]
+        ports = [stack.gateway.server.port for stack in started]
+        target = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
+        option = ("grpc.service_config", documented_service_config())
+        reconnect = ("grpc.max_reconnect_backoff_ms", 200), ("grpc.initial_reconnect_backoff_ms", 100)
+        channel = await stacks.enter_async_context(grpc.aio.insecure_channel(target, [option, *reconnect]))
+        client, stop, answered = CandidateServiceStub(channel), asyncio.Event(), Counter()
+
+        async def caller():
+            while not stop.is_set():
+                answered[len((await client.GetCandidates(ask())).candidates) == 10] += 1
+
+        async def used(stack):
+            while not stack.peer.requests:
+                await asyncio.sleep(0.01)
+
+        for stack in started:
+            await stack.gateway.watch.step()
+        callers = [asyncio.create_task(caller()) for _ in range(8)]
+        for name, old in zip("cd", started, strict=True):
+            await used(old)
+            await old.gateway.server.drain()
+            new = await stacks.enter_async_context(running(tmp_path / name, port=old.gateway.server.port))
+            await new.gateway.watch.step()
+            await used(new)
+        stop.set()
+        await asyncio.gather(*callers)  # raises what any call raised
+        assert answered[True] > 100
+        assert not answered[False]
