@@ -227,7 +227,11 @@ def live(trained, on_free_ports, received, tmp_path_factory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("live")
     stack = on_free_ports(trained.releases, folder / "signals", trained.batch_view)
     log = folder / "up.log"
-    told = {"OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint, "PINREC_LOG_FORMAT": "json"}
+    told = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": received.endpoint,
+        "OTEL_BSP_SCHEDULE_DELAY": "200",  # milliseconds until spans are sent, instead of 5 s
+        "PINREC_LOG_FORMAT": "json",
+    }
     with log.open("w") as file:
         up = subprocess.Popen(up_command(stack), env={**quiet_environment(), **told}, stdout=file, stderr=file)
     try:
