@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,14 +13,18 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
+import grpc
+import trustme
 
 from benchmarks.chaos.table import Row
 from deploy.docker.images import TARGETS, Engine
 from deploy.docker.running import ROLES, Containers, seconds_until
 from pinrec_core.errors import PinrecError
 from services.common.client import connect
+from services.common.tokens import Client, digest_of, new_token, write_clients
 from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 from services.proto.items_pb2 import DeleteItemsRequest
@@ -211,6 +216,55 @@ def switch(callers: Callers, releases: Path) -> Row:
         click.echo(done.stdout + done.stderr, err=True)
     number = callers.ask(3, {"save": 1.0}).release
     return Row("release activate 2", "the next request is of release 2", f"release {number}", number == 2)
+
+
+def secured(stack: Containers, callers: Callers, secrets: Path) -> Row:
+    """The stack behind TLS and tokens: who is served, and what others are told."""
+    tokens = make_secrets(secrets)
+    stack.up()
+    as_log = {"PINREC_CLIENT_CA": str(secrets / "ca.crt"), "PINREC_TOKEN_FILE": str(tokens / "log.token")}
+    as_ranking = {**as_log, "PINREC_TOKEN_FILE": str(tokens / "ranking.token")}
+    seen = {
+        "plaintext": _told(callers, {}),
+        "no token": _told(callers, {"PINREC_CLIENT_CA": as_log["PINREC_CLIENT_CA"]}),
+        "a token to append": _told(callers, as_log),
+        "a token to read": _told(callers, as_ranking),
+    }
+    wanted = ["UNAVAILABLE", "UNAUTHENTICATED", "PERMISSION_DENIED", "a whole answer"]
+    measured = "; ".join(f"{who}: {told}" for who, told in seen.items())
+    return Row("deploy/docker/secure.yml", ", ".join(wanted), measured, list(seen.values()) == wanted)
+
+
+def make_secrets(folder: Path) -> Path:
+    """What secure.yml says, in `folder`; beside it a token for each of two callers, in the folder that is returned."""
+    tokens = folder.with_name("tokens")
+    for made in (folder, tokens):
+        made.mkdir(parents=True, exist_ok=True)
+    authority = trustme.CA()
+    certificate = authority.issue_cert("gateway", "signals", "items", "triton", "memory", "localhost", "127.0.0.1")
+    certificate.private_key_pem.write_to_path(folder / "tls.key")
+    authority.cert_pem.write_to_path(folder / "ca.crt")
+    (folder / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    clients = {}
+    files = {"stack": folder / "token", "ranking": tokens / "ranking.token", "log": tokens / "log.token"}
+    for name, path in files.items():
+        token = new_token()
+        path.write_text(token)
+        clients[name] = Client(name, ("append" if name == "log" else "read",), (digest_of(token),))
+    write_clients(folder / "tokens.toml", clients)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # uid 1000 reads them in the containers; nothing outlives this run
+    return tokens
+
+
+def _told(callers: Callers, credentials: dict[str, str]) -> str:
+    """What the gateway tells a caller with these variables set."""
+    with patch.dict(os.environ, credentials):
+        try:
+            reply = callers.ask(3, {"save": 1.0})
+        except PinrecError as error:
+            return next((code.name for code in grpc.StatusCode if code.name in error.message), error.code)
+    return reply.degraded_reason or "a whole answer"
 
 
 def stopped(stack: Containers) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,17 +17,19 @@ PATIENCE_S = 180.0
 
 @dataclass(frozen=True)
 class Containers:
-    """Services of one compose project; `settings` are variables of docker-compose.yml."""
+    """Services of one compose project; `settings` are variables of its `files`."""
 
     engine: Engine
     project: str
     settings: dict[str, str]
     services: tuple[str, ...]
+    files: tuple[str, ...] = ("docker-compose.yml",)
     _ids: dict[str, str] = field(default_factory=dict)
 
     def compose(self, *arguments: str) -> str:
         """What a call of compose prints. Raises RuntimeError with its words if it fails."""
-        command = [*self.engine.compose, "-p", self.project, "--profile", "cpu", *arguments]
+        files = [word for name in self.files for word in ("-f", name)]
+        command = [*self.engine.compose, *files, "-p", self.project, "--profile", "cpu", *arguments]
         return output(command, {**self.engine.environment, **self.settings})
 
     def up(self) -> dict[str, float]:
@@ -83,7 +86,9 @@ class Containers:
 
     def logs(self, service: str) -> str:
         """All that a container has printed."""
-        return self.engine.run("logs", self.container(service))
+        command = [self.engine.program, "logs", self.container(service)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=self.engine.environment)
+        return done.stdout + done.stderr
 
     def restart(self, service: str) -> None:
         """SIGTERM, and start anew: under the same name, at another address."""

@@ -16,6 +16,7 @@ sleep_when_idle()
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -48,9 +49,14 @@ def main(work: Path, report: Path | None, base: str, keep: bool) -> None:
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     stack = Containers(engine, PROJECT, settings(world, ports, base), services(base))
     callers = checks.Callers(**{name: f"127.0.0.1:{port}" for name, port in ports.items()})
+    secrets = work / "secrets"
+    files = ("docker-compose.yml", "deploy/docker/secure.yml")
+    guarded = replace(stack, settings={**stack.settings, "PINREC_SECRETS": str(secrets)}, files=files)
     stack.down()
     try:
         rows = [show(row) for row in tried(engine, stack, callers, world)]
+        stack.down()
+        rows.append(show(checks.secured(guarded, callers, secrets)))
     finally:
         if not keep:
             stack.down()

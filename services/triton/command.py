@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pinrec_core.errors import InvalidConfig
+from pinrec_core.serving.reconnect import QUICK_POLLING
 from pinrec_core.serving.triton_tls import TRITON_TLS, triton_tls_is_on
 from services.common.tls import TlsFiles
 from services.common.tracing import ENDPOINT
@@ -140,6 +141,7 @@ def environment(
         # Several stages share the cores: few threads each, and idle ones must sleep instead of spinning.
         "OMP_NUM_THREADS": threads,
         "OMP_WAIT_POLICY": "PASSIVE",
+        **QUICK_POLLING,
         "PINREC_RELEASES": str(options.releases.resolve()),
         "PINREC_SIGNALS": options.signals,
         "PINREC_ITEMS": options.items,

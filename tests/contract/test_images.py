@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from deploy.docker import images, running, smoke
+from pinrec_core.serving.reconnect import QUICK_POLLING
 from services.gateway import server as gateway
 from services.ingest import kafka
 from services.items import server as items
@@ -93,6 +94,12 @@ def test_an_image_runs_as_nobody_knows_its_health_and_holds_no_more_than_code_an
     assert "services.common.probe" in stage.last("HEALTHCHECK")
     assert not stage.all("ADD")
     assert "COPY --from=code /srv/pinrec /srv/pinrec" in stage.lines
+
+
+@pytest.mark.parametrize("base", ["light", "triton"])
+def test_clients_in_an_image_find_a_restarted_server_soon(base):
+    [environment] = stages()[base].all("ENV")
+    assert {f"{name}={value}" for name, value in QUICK_POLLING.items()} <= set(environment.split())
 
 
 @pytest.mark.parametrize("role", sorted(ROLES))

@@ -239,6 +239,7 @@ def test_environment_by_hand(tmp_path):
         "LD_LIBRARY_PATH": f"{tmp_path}/lib:/old",
         "OMP_NUM_THREADS": "3",
         "OMP_WAIT_POLICY": "PASSIVE",
+        "GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS": "200",
         "PINREC_RELEASES": str(tmp_path / "releases"),
         "PINREC_SIGNALS": "s:1",
         "PINREC_ITEMS": "i:3",
