@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
@@ -21,14 +23,18 @@ from services.common.tracing import NO_SPAN, TRACE_ID_METADATA, UNTRACED, CallSp
 _W3C = TraceContextTextMapPropagator()
 _ATTRIBUTE_PREFIX = "pinrec."
 
+CLOSE_S = 2.0
+
 
 class OpenTelemetry:
     """Spans go to the exporter in batches, from a thread of the SDK's own."""
 
     def __init__(self, service: str) -> None:
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)  # each retry is a warning there
         resource = Resource.create({"service.name": f"pinrec-{service}"})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._exporter = OTLPSpanExporter()
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("pinrec")
 
     def serve(self, method: str, metadata: Metadata) -> AbstractContextManager[CallSpan]:
@@ -73,8 +79,12 @@ class OpenTelemetry:
             span.end()
 
     def close(self) -> None:
-        """Send what has not been sent."""
-        self._provider.shutdown()
+        """Send what has not been sent, for `CLOSE_S` at most: a collector that is away must not hold up a drain."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+        if closing.is_alive():
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # no more retries
 
 
 class _OpenSpan:

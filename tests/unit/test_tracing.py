@@ -1,5 +1,6 @@
 import logging
 import re
+import socket
 import sys
 
 import grpc
@@ -113,6 +114,14 @@ def test_a_span_of_the_past_and_none_for_a_caller_that_is_not_sampled(received):
     [span] = received.spans
     assert (span.service, span.trace_id, span.parent, span.start_ns) == ("pinrec-signals", TRACE, SPAN, 1_000)
     assert span.attributes == {"pinrec.batch_size": 3}
+
+
+async def test_a_collector_that_never_answers_does_not_hold_up_the_end(monkeypatch):
+    monkeypatch.setattr("services.common.open_telemetry.CLOSE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv(ENDPOINT, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        trace_id, *_ = await ask(open_tracing("gateway"))  # drains
+    assert re.fullmatch("[0-9a-f]{32}", trace_id)
 
 
 def test_missing_packages_are_named(monkeypatch):
