@@ -122,6 +122,9 @@ class GatewayMetrics:
         self.places = Gauge(
             "pinrec_gateway_places", "Requests that may be in the ensemble at once, by its latency.", registry=registry
         )
+        self.loop_lag = Gauge(
+            "pinrec_gateway_loop_lag_seconds", "How late the process's event loop runs what is due.", registry=registry
+        )
         self.ready = Gauge("pinrec_gateway_ready", "1 while the last canaries passed.", registry=registry)
 
 

@@ -31,16 +31,29 @@ STALLED_LATENCIES = 10
 RETRY_S = (0.01, 5.0)
 """Bounds of what a refused client is told to wait."""
 
+LOOP_PASSES = 2
+"""Times that a request in the ensemble waits for the gateway's event loop: to be sent, and when its answer is there.
+
+Fewer places would not shorten that: where the gateway is short of a core, its callers are refused no earlier.
+"""
+
 _LOOK_S = 0.005
 
 
 class Admission:
-    """Places in the ensemble. For one event loop; `now` is in seconds."""
+    """Places in the ensemble. For one event loop; `now` is in seconds, `lag_s` is how late the loop is."""
 
-    def __init__(self, in_flight: InFlight, metrics: GatewayMetrics, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        in_flight: InFlight,
+        metrics: GatewayMetrics,
+        now: Callable[[], float] = time.monotonic,
+        lag_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._in_flight = in_flight
         self._metrics = metrics
         self._now = now
+        self._lag_s = lag_s
         self._limit = LatencyLimit(now)
         self._progress_at = now()
         self._pressure = Pressure(now)
@@ -64,7 +77,8 @@ class Admission:
             self._progress_at = self._now()
         finally:
             at_once = self._in_flight.total + 1
-            self._limit.observe(self._now() - start, answered, alone and at_once == 1, at_once)
+            own_s = LOOP_PASSES * self._lag_s()
+            self._limit.observe(self._now() - start, answered, alone and at_once == 1, at_once, own_s)
             self._metrics.places.set(self.places(release, INTERACTIVE))
 
     def places(self, release: Release, priority: Priority) -> int:

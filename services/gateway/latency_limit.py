@@ -57,16 +57,18 @@ class LatencyLimit:
         """Every place was taken: the limit is what keeps requests out."""
         self._was_full = True
 
-    def observe(self, elapsed_s: float, answered: bool, alone: bool, at_once: int) -> None:
+    def observe(self, elapsed_s: float, answered: bool, alone: bool, at_once: int, own_s: float = 0.0) -> None:
         """A request has ended that was `alone` in the ensemble, or one of `at_once`.
 
+        `own_s` of its time it waited for this process, which is no fault of the ensemble.
         One that got no answer says something about latency only if it waited longer than an answer should take.
         """
         if answered:
             self.latency_s += 0.1 * (elapsed_s - self.latency_s) if self.latency_s else elapsed_s
-            if alone:
-                self._lone.append(elapsed_s)
-        elif elapsed_s <= TOLERANCE * self.lone_s:
+        elapsed_s = max(0.0, elapsed_s - own_s)
+        if answered and alone:
+            self._lone.append(elapsed_s)
+        if not answered and elapsed_s <= TOLERANCE * self.lone_s:
             return
         self._sum_s += elapsed_s
         self._count += 1

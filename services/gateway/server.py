@@ -22,6 +22,7 @@ from services.common.tracing import open_tracing
 from services.gateway.admission import Admission
 from services.gateway.calls import Breaker, EnsembleCalls
 from services.gateway.in_flight import InFlight
+from services.gateway.loop_lag import LoopLag
 from services.gateway.releases import RELEASE_SERVICE, ReleaseServicer
 from services.gateway.servicer import CandidateServicer
 from services.gateway.triton_client import Ensemble
@@ -58,7 +59,8 @@ class Gateway:
         breaker = Breaker(metrics)
         self.watch = ReleaseWatch(releases, self.ensemble, breaker, metrics, self._set_health, canary_s, fallback)
         calls = EnsembleCalls(self.ensemble, breaker, metrics)
-        admission = Admission(in_flight, metrics)
+        self.lag = LoopLag(metrics.loop_lag)
+        admission = Admission(in_flight, metrics, lag_s=lambda: self.lag.seconds)
         candidates_pb2_grpc.add_CandidateServiceServicer_to_server(
             CandidateServicer(self.watch, admission, breaker, calls, metrics), self.server.server
         )
@@ -73,7 +75,8 @@ class Gateway:
     async def run(self) -> None:
         """Serve until SIGTERM, then drain. The watch never ends by itself: an error in it ends the process."""
         await self.server.start()
-        tasks = [asyncio.create_task(self.watch.run()), asyncio.create_task(self.server.run_until_stopped())]
+        running = (self.watch.run(), self.lag.run(), self.server.run_until_stopped())
+        tasks = [asyncio.create_task(one) for one in running]
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
