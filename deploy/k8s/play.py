@@ -30,7 +30,10 @@ class Played:
 
 @dataclass
 class Node:
-    """Runs pods of `stack` from images `images`/ROLE:`tag`. `folders` stand for claims and secrets, by their names."""
+    """Runs pods of `stack` from images `images`/ROLE:`tag`.
+
+    `folders` stand for claims and secrets, by their names; those in use for ConfigMaps are made in `folders["config"]`.
+    """
 
     engine: Engine
     stack: Stack
@@ -50,9 +53,10 @@ class Node:
                 self.await_start(one.name)
 
     def await_start(self, name: str) -> None:
-        """Until the startup probe passes, by its own period and patience. Raises RuntimeError."""
-        played = self.running[name]
-        check = played.spec.spec["startupProbe"]
+        """Until the startup probe passes, if there is one, by its own period and patience. Raises RuntimeError."""
+        check = self.running[name].spec.spec.get("startupProbe")
+        if check is None:
+            return
         for _ in range(check["failureThreshold"]):
             if self.passes(name, "startupProbe"):
                 return
@@ -153,7 +157,17 @@ class Node:
             return self.folders[volume["persistentVolumeClaim"]["claimName"]]
         if "secret" in volume:
             return self.folders[volume["secret"]["secretName"]]
+        if "configMap" in volume:
+            return self._config(volume["configMap"]["name"])
         return self.folders[f"{one.owner}-{volume['claim']}"]
+
+    def _config(self, name: str) -> Path:
+        [files] = [one["data"] for one in self.stack.of("ConfigMap") if one["metadata"]["name"] == name]
+        folder = self.folders["config"] / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            (folder / file).write_text(text)
+        return folder
 
     def _names(self, owner: str) -> list[str]:
         return self.stack.services_of(owner)

@@ -14,9 +14,11 @@ from services.common.threads import sleep_when_idle
 sleep_when_idle()
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -35,6 +37,7 @@ from services.common.tokens import Client, digest_of, new_token, write_clients
 
 IMAGES, TAG = "localhost/pinrec", "smoke"
 PODS = ("items", "signals", "serving")
+TOKENS = {"internal": ("read",), "caller": ("read", "append"), "admin": ("read", "admin")}
 READ_ONLY = ("/srv/pinrec/x", "/releases/x", "/x")
 CALLER = ("PINREC_CLIENT_CA", "PINREC_CLIENT_CERT", "PINREC_CLIENT_KEY", "PINREC_TOKEN_FILE")
 
@@ -55,7 +58,7 @@ def main(work: Path, report: Path | None, base: str, built: bool) -> None:
         build(engine, IMAGES, TAG, base, work / "wheels")
     rows = []
     for name, components in (("plain", ()), ("secure", ("components/secure", "components/mtls"))):
-        stack = render(["overlays/laptop"], components)
+        stack = render(["overlays/laptop", "toolbox"], components)
         node = Node(engine, stack, IMAGES, TAG, folders(work / name, world))
         node.clear()
         engine.run("network", "create", NETWORK)
@@ -70,35 +73,39 @@ def main(work: Path, report: Path | None, base: str, built: bool) -> None:
 
 
 def folders(work: Path, world: World) -> dict[str, Path]:
-    """What stands for claims and secrets."""
-    ca, token = trustme.CA(), {name: new_token() for name in ("internal", "caller")}
-    made = {"releases": world.releases, "batch-view": world.batch_views}
-    for name in ("signals-data", "items-data", "tokens", "internal-token", "caller"):
-        made[name] = work / f"{name}-{time.time_ns()}"
+    """What stands for claims and secrets, new."""
+    shutil.rmtree(work, ignore_errors=True)
+    ca, token = trustme.CA(), {name: new_token() for name in TOKENS}
+    made = {"releases": work / "releases", "batch-view": world.batch_views, "config": work / "config"}
+    for name in ("signals-data", "items-data", "tokens", *(f"{role}-token" for role in TOKENS)):
+        made[name] = work / name
         made[name].mkdir(parents=True)
         made[name].chmod(0o777)  # of this machine's user; the containers' is another
-    for role in ("gateway", "signals", "items", "caller"):
+    shutil.copytree(world.releases, made["releases"])
+    for path in (made["releases"], *made["releases"].rglob("*")):
+        path.chmod(0o777)
+    for role in ("gateway", "signals", "items", "toolbox", "caller"):
         folder = made[f"{role}-tls"] = work / f"{role}-tls"
         folder.mkdir(exist_ok=True)
         issued = ca.issue_cert(role, "localhost")
         (folder / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         (folder / "tls.key").write_bytes(issued.private_key_pem.bytes())
         (folder / "ca.crt").write_bytes(ca.cert_pem.bytes())
-    scopes = {"internal": ("read",), "caller": ("read", "append")}
-    clients = {name: Client(name, scopes[name], (digest_of(token[name]),)) for name in token}
+    clients = {name: Client(name, scopes, (digest_of(token[name]),)) for name, scopes in TOKENS.items()}
     write_clients(made["tokens"] / "tokens.toml", clients)
     (made["tokens"] / "tokens.toml").chmod(0o644)
-    (made["internal-token"] / "token").write_text(token["internal"])
-    (work / "caller-tls" / "token").write_text(token["caller"])
+    for name in TOKENS:
+        (made[f"{name}-token"] / "token").write_text(token[name])
     return made
 
 
 @contextmanager
 def credentials(work: Path, *, on: bool) -> Iterator[None]:
     """What this process shows when it calls."""
-    files = dict(zip(CALLER, ("ca.crt", "tls.crt", "tls.key", "token"), strict=True))
+    names = ("caller-tls/ca.crt", "caller-tls/tls.crt", "caller-tls/tls.key", "caller-token/token")
+    files = dict(zip(CALLER, names, strict=True))
     if on:
-        os.environ.update({name: str(work / "caller-tls" / file) for name, file in files.items()})
+        os.environ.update({name: str(work / file) for name, file in files.items()})
     try:
         yield
     finally:
@@ -115,10 +122,11 @@ def tried(node: Node, name: str) -> Iterator[Row]:
         **{role: f"localhost:{ports[role][port]}" for role, port in addresses.items()}, prometheus=""
     )
     yield confined(node, name)
-    yield checks.budgets(callers)
-    yield checks.read_your_write(callers)
+    for row in (checks.budgets(callers), checks.read_your_write(callers)):
+        yield replace(row, what=f"{row.what} ({name})")
     if name == "secure":
         yield strangers(callers)
+    yield switched(node, callers, name)
     yield frozen(node, callers, name)
     yield stopped(node, name)
 
@@ -157,6 +165,16 @@ def confined(node: Node, name: str) -> Row:
         ]
     bar = "uid 1000, no capability, no new privileges, neither image nor releases can be written"
     return Row(f"containers are confined ({name})", bar, "; ".join(wrong) or "all so", not wrong)
+
+
+def switched(node: Node, callers: checks.Callers, name: str) -> Row:
+    """`pinrec release activate 2` from the toolbox."""
+    node.start("toolbox")
+    words = ("sh", "/toolbox/pinrec.sh", "release", "activate", "2", "--gateway", "gateway:8500")
+    node.read("toolbox/toolbox", *words)
+    number = callers.ask(3, {"save": 1.0}).release
+    bar = "the next request is of release 2"
+    return Row(f"release activated from the toolbox ({name})", bar, f"release {number}", number == 2)
 
 
 def strangers(callers: checks.Callers) -> Row:

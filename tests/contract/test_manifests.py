@@ -19,8 +19,8 @@ OLDEST, NEWEST = "1.30.0", kubernetes_validate.latest_version()
 """Versions of Kubernetes: the one that base/kustomization.yaml asks for, and the newest that the schemas know."""
 
 FROM_ELSEWHERE = {
-    *("gateway-tls", "signals-tls", "items-tls", "memory-tls", "ingest-tls"),
-    *("tokens", "internal-token", "ingest-token", "events"),
+    *("gateway-tls", "signals-tls", "items-tls", "memory-tls", "ingest-tls", "toolbox-tls"),
+    *("tokens", "internal-token", "ingest-token", "admin-token", "events"),
 }
 """Secrets and claims that somebody else makes; each component says which."""
 
