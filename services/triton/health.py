@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from pinrec_core.errors import InvalidConfig
 
 _REQUEST_TIMEOUT_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A probe that hung up before its answer came has had its answer: nothing for the log."""
+        log.debug("%s hung up", client_address, exc_info=True)
 
 
 class HealthServer:
@@ -46,10 +58,9 @@ class HealthServer:
                 """Probes come every few seconds: no line each."""
 
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = _Server((host, port), Handler)
         except OSError as error:
             raise InvalidConfig(f"--health-port has value {port}; allowed: a free port") from error
-        self._server.daemon_threads = True
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
 
