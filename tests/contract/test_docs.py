@@ -111,6 +111,12 @@ def test_relative_links_resolve(page):
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_are_named_exist(page):
+    named = set(re.findall(r"`(tests/[\w/]+\.py)", page.read_text()))
+    assert {path for path in named if not (ROOT / path).is_file()} == set()
+
+
 # --- command lines in fenced blocks ---
 
 
