@@ -9,7 +9,7 @@ BIN    := .venv/bin
 PINREC := $(BIN)/pinrec
 
 .DEFAULT_GOAL := help
-.PHONY: help audit compose-smoke image-locks k8s-rules k8s-smoke local-base sbom setup check format test test-data demo up loadtest bench-gateway bench-steering chaos chaos-signals chaos-release soak proto clean
+.PHONY: help audit compose-smoke image-locks k8s-rules k8s-smoke local-base sbom setup check format test test-data demo up loadtest bench-gateway bench-steering capacity chaos chaos-signals chaos-release soak proto clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ chaos-release: setup ## Switches, damage, deletions and additions under load: ba
 
 chaos: setup ## Faults, overload, bad networks, hostile input: what callers saw (15 minutes; ONLY=overload for one part)
 	$(BIN)/python -m benchmarks.chaos.run --work $(WORK)/chaos --report docs/figures $(if $(ONLY),--only $(ONLY))
+
+capacity: setup ## What one request costs each process, and the arithmetic to any size
+	$(BIN)/python -m benchmarks.capacity --work $(WORK)/chaos --report docs/figures
 
 soak: setup ## 20 minutes at 60 % of the capacity: errors and growth of memory
 	$(BIN)/python -m benchmarks.chaos.soak --work $(WORK)/chaos --report docs/figures

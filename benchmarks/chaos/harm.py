@@ -135,6 +135,13 @@ def filled(_: Fleet, folder: Path) -> Iterator[None]:
         filler.unlink()
 
 
+@contextmanager
+def filled_and_killed(fleet: Fleet) -> Iterator[None]:
+    """A stage that is loaded again needs shared memory, and there is none."""
+    with filled(fleet, SHM), stage_killed(fleet, "embed_items"):
+        yield
+
+
 def index_file(fleet: Fleet) -> Path:
     """The active release's index: the largest of its files."""
     folder = fleet.stack.releases / str(fleet.release) / "index"

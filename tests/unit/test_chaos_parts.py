@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
+from benchmarks import capacity
 from benchmarks.chaos import malformed, network, overload, soak, wrong_requests
 from benchmarks.chaos.calling import FULL, kind_of, recovery_s
 from benchmarks.chaos.fleet import listening
@@ -228,3 +229,18 @@ def test_a_link_delays_and_loses_packets():
             assert client.recv(1) == b"b", "TCP has sent it again"
         server.kill()
         server.communicate()
+
+
+def test_the_arithmetic_of_capacity():
+    """1 M users of 240 + 16 events: 1e6 x (240 x 33 + 24) = 7.944 GB, 1e6 x 16 x 22 = 0.352 GB; 1 G items of D = 256:
+    273 GB of index, 269 GB of table; a prefill of 2 x 85e6 x 257 = 43.69 GFLOP, so 1,144 requests/s at 50 TFLOPS."""
+    size = capacity.Size(users=1e6, items=1e9, rps=10_000)
+    rows = capacity.needs(size, {"gateway": 1.5, "signals": 0.5})
+    measured = {row.what.rsplit(": ", 1)[1]: row.measured for row in rows}
+    assert measured["GPUs for the decoder"].endswith("1,144 requests/s at 50 TFLOPS (not measured): 9 GPUs")
+    assert measured["cores for gateways"] == "15"
+    assert measured["batch view"] == "8 GB: 1 host with 400 GB for it"
+    assert measured["index, one replica"] == "273 GB: 1 host with 400 GB for it"
+    assert measured["item table, beside each signal service"].startswith("269 GB")
+    assert "89 kB of history a request: 7.1 Gbit/s" in measured["network into the GPU hosts"]
+    assert measured["network out of the gateways"] == "300 candidates: 0.6 Gbit/s"
