@@ -27,6 +27,8 @@ what clients do wrong is theirs."""
 QUIET_S = 1.0
 """Between two lines of the same method and code: an outage or an overload must not flood the log."""
 
+MAX_FACT_CHARS = 128
+
 log = logging.getLogger(__name__)
 
 _FACTS: ContextVar[Mapping[str, str]] = ContextVar("facts", default={})  # noqa: B039  replaced, never changed
@@ -54,8 +56,12 @@ def configure_logging(process: str, log_format: str) -> None:
 
 
 def note_call(**facts: str) -> None:
-    """Say of the call that is being served what its log lines and spans should hold, for example its request_id."""
-    _FACTS.set({**_FACTS.get(), **facts})
+    """Say of the call that is being served what its log lines and spans should hold, for example its request_id.
+
+    Callers choose some of it: values are cut at `MAX_FACT_CHARS`, and one that could break a line is escaped.
+    """
+    cut = {name: value[:MAX_FACT_CHARS] for name, value in facts.items()}
+    _FACTS.set({**_FACTS.get(), **{name: v if v.isprintable() else ascii(v) for name, v in cut.items()}})
 
 
 def facts_of_call() -> Mapping[str, str]:

@@ -70,6 +70,14 @@ async def test_facts_belong_to_one_call():
     assert facts_of_call() == {}
 
 
+def test_a_caller_cannot_write_lines_of_its_own():
+    context = copy_context()
+    context.run(note_call, request_id="r1\n2026 INFO all is well", longer="x" * 1_000)
+    facts = context.run(facts_of_call)
+    assert facts == {"request_id": r"'r1\n2026 INFO all is well'", "longer": "x" * 128}
+    assert "\n" not in TextLines(facts=lambda: facts).format(record("lost"))
+
+
 def test_a_degraded_answer_is_noted():
     reply = GetCandidatesResponse(degraded=True, degraded_reason="signals_unavailable")
     context = copy_context()
