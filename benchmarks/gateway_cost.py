@@ -314,7 +314,7 @@ def turns(compared: Sequence[Configuration], turn: int) -> Sequence[Configuratio
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=Path("work/gateway-cost"))
 @click.option("--seconds", default=4.0, show_default=True, help="Of load on one gateway in one round.")
 @click.option("--rounds", default=9, show_default=True, type=click.IntRange(min=1))
-@click.option("--callers", default=60, show_default=True, type=click.IntRange(min=1), help="Calls in flight.")
+@click.option("--callers", default=52, show_default=True, type=click.IntRange(min=1), help="Calls in flight.")
 @click.option("--report", type=click.Path(path_type=Path, file_okay=False), help="Folder for gateway-cost.json.")
 def main(work: Path, seconds: float, rounds: int, callers: int, report: Path | None) -> None:
     """Measure what TLS, tokens and tracing cost the gateway; exit code 1 if it is more than the bar allows."""
