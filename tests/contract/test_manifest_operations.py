@@ -132,35 +132,64 @@ tests:
     input_series:
       # Two pods, 10 requests a second each. In one a request waits 30 ms for generate and 10 ms for retrieve, in the
       # other 5 ms for generate. The ensemble has no queue; were it counted, it would double what is there.
-      - {{series: '{us}{{namespace="pinrec", instance="a", model="generate"}}', values: '0+4500000x20'}}
-      - {{series: '{us}{{namespace="pinrec", instance="a", model="retrieve"}}', values: '0+1500000x20'}}
-      - {{series: '{us}{{namespace="pinrec", instance="a", model="pinrec"}}', values: '0+6000000x20'}}
-      - {{series: '{us}{{namespace="pinrec", instance="b", model="generate"}}', values: '0+750000x20'}}
-      - {{series: '{us}{{namespace="elsewhere", instance="c", model="generate"}}', values: '0+9000000x20'}}
-      - {{series: '{ok}{{namespace="pinrec", instance="a", model="generate"}}', values: '0+150x20'}}
-      - {{series: '{ok}{{namespace="pinrec", instance="b", model="generate"}}', values: '0+150x20'}}
-      - {{series: '{ok}{{namespace="elsewhere", instance="c", model="generate"}}', values: '0+150x20'}}
+      - {series: 'nv_inference_queue_duration_us{ONE, model="generate"}', values: '0+4500000x20'}
+      - {series: 'nv_inference_queue_duration_us{ONE, model="retrieve"}', values: '0+1500000x20'}
+      - {series: 'nv_inference_queue_duration_us{ONE, model="pinrec"}', values: '0+6000000x20'}
+      - {series: 'nv_inference_queue_duration_us{TWO, model="generate"}', values: '0+750000x20'}
+      - {series: 'nv_inference_queue_duration_us{OTHER, model="generate"}', values: '0+9000000x20'}
+      - {series: 'nv_inference_request_success{ONE, model="generate"}', values: '0+150x20'}
+      - {series: 'nv_inference_request_success{TWO, model="generate"}', values: '0+150x20'}
+      - {series: 'nv_inference_request_success{OTHER, model="generate"}', values: '0+150x20'}
     promql_expr_test:
-      - expr: queue
-        eval_time: 5m
-        exp_samples: [{{labels: queue, value: 0.045}}]
+      - {expr: queue, eval_time: 5m, exp_samples: EXPECTED}
   - interval: 15s
     input_series: []
     promql_expr_test:
-      - {{expr: queue, eval_time: 5m, exp_samples: [{{labels: queue, value: 0}}]}}
+      - {expr: queue, eval_time: 5m, exp_samples: WITHOUT}
 """
+PODS = {
+    "ONE": 'namespace="pinrec", instance="a:8002", pod="a"',
+    "TWO": 'namespace="pinrec", instance="b:8002", pod="b"',
+    "OTHER": 'namespace="elsewhere", instance="c:8002", pod="c"',
+}
 
 
-def test_queue_seconds_of_two_pods_worked_by_hand(requires_program, tmp_path):
-    requires_program("promtool")
+LABELS = """{{labels: 'queue{{pod="{}"}}', value: {}}}"""
+
+
+def keda_query() -> str:
     [scaler] = stack("gpu").of("ScaledObject")
-    query = scaler["spec"]["triggers"][0]["metadata"]["query"]
-    steps = re.search(r'model=~"([a-z_|]+)"', query)[1].split("|")
-    assert steps == [stage.name for stage in STAGES]
-    rules = {"groups": [{"name": "test", "rules": [{"record": "queue", "expr": query}]}]}
+    return scaler["spec"]["triggers"][0]["metadata"]["query"]
+
+
+def adapter_query() -> str:
+    """As prometheus-adapter fills it in for the pods of our namespace."""
+    rules = yaml.safe_load((K8S / "components/hpa/adapter-rules.yaml").read_text())["rules"]["custom"]
+    query = rules[0]["metricsQuery"]
+    return query.replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'namespace="pinrec"')
+
+
+@pytest.mark.parametrize(
+    ("query", "expected", "without"),
+    [
+        # KEDA divides the sum by the number of pods, the autoscaler takes the mean over them: 0.0225 s both.
+        (keda_query, "[{labels: queue, value: 0.045}]", "[{labels: queue, value: 0}]"),
+        (
+            adapter_query,
+            """[{labels: 'queue{pod="a"}', value: 0.04}, {labels: 'queue{pod="b"}', value: 0.005}]""",
+            "[]",
+        ),
+    ],
+)
+def test_queue_seconds_of_two_pods_worked_by_hand(requires_program, tmp_path, query, expected, without):
+    requires_program("promtool")
+    assert re.search(r'model=~"([a-z_|]+)"', query())[1].split("|") == [stage.name for stage in STAGES]
+    rules = {"groups": [{"name": "test", "rules": [{"record": "queue", "expr": query()}]}]}
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules))
-    names = {"us": "nv_inference_queue_duration_us", "ok": "nv_inference_request_success"}
-    (tmp_path / "case.yml").write_text(QUEUE_CASE.format(**names))
+    case = QUEUE_CASE.replace("EXPECTED", expected).replace("WITHOUT", without)
+    for name, pod in PODS.items():
+        case = case.replace(f"{{{name},", f"{{{pod},")
+    (tmp_path / "case.yml").write_text(case)
     told = subprocess.run(["promtool", "test", "rules", "case.yml"], cwd=tmp_path, capture_output=True, text=True)
     assert told.returncode == 0, told.stdout + told.stderr
 
