@@ -30,6 +30,10 @@ SHARE_OF_CAPACITY = 0.5
 BEFORE_S, STEADY_S, GIVE_UP_S = 2.0, 3.0, 40.0
 HOLD_S = 5.0
 BAR_S = 10.0
+STARTUP = 1.5
+"""Start-ups of Triton, with room for the load beside it."""
+AFTER_A_FAILED_STARTUP = 3.0
+"""One that cannot succeed may be under way when the fault ends."""
 MARKED = (FULL, "degraded", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED")
 """How what callers may see begins: anything else is a lie or a bug."""
 
@@ -38,13 +42,13 @@ MARKED = (FULL, "degraded", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUS
 class Fault:
     """`during` holds for `hold_s` seconds; full service is due `BAR_S` seconds after its end.
 
-    `restarts_triton`: then the bar is Triton's own start-up plus half of that again.
+    Where Triton has to start anew it is due after so many of its `startups`, if that is longer.
     """
 
     name: str
     during: Callable[[Fleet], AbstractContextManager[None]]
     hold_s: float = 0.0
-    restarts_triton: bool = False
+    startups: float = 0.0
 
     @property
     def title(self) -> str:
@@ -61,9 +65,12 @@ def kills(fleet: Fleet) -> list[Fault]:
     """kill -9 of each process."""
     triton = fleet.parts["triton"]
     kept = harm.tritonserver(fleet) != triton.pid
-    server = Fault("kill -9 of tritonserver under its keeper", harm.server_killed, restarts_triton=True)
+    server = Fault("kill -9 of tritonserver under its keeper", harm.server_killed, startups=STARTUP)
     return [
-        *(Fault(f"kill -9 of {n}", partial(harm.killed, name=n), restarts_triton=n == "triton") for n in fleet.parts),
+        *(
+            Fault(f"kill -9 of {name}", partial(harm.killed, name=name), startups=STARTUP * (name == "triton"))
+            for name in fleet.parts
+        ),
         *([server] if kept else []),
         *(Fault(f"kill -9 of the stage {n}", partial(harm.stage_killed, name=n)) for n in sorted(triton.stages())),
     ]
@@ -75,7 +82,7 @@ def freezes(fleet: Fleet) -> list[Fault]:
         *(Fault(f"SIGSTOP of {name}", partial(harm.frozen, name=name), HOLD_S) for name in fleet.parts),
         Fault("SIGSTOP of tritonserver", harm.server_frozen, HOLD_S),
         # Loading a stage again whose process comes back to life meanwhile may end the server (24.10 aborts).
-        Fault("SIGSTOP of the stage generate", partial(harm.stage_frozen, name="generate"), HOLD_S, True),
+        Fault("SIGSTOP of the stage generate", partial(harm.stage_frozen, name="generate"), HOLD_S, STARTUP),
         Fault(f"the stage generate stopped {harm.SLOW_SHARE:.0%} of the time", harm.slowed, HOLD_S),
         Fault(f"{harm.SLOW_READERS} clients that never read their answers", harm.slow_readers, HOLD_S),
     ]
@@ -86,10 +93,10 @@ def damage(fleet: Fleet) -> list[Fault]:
     disks = [
         Fault("full disk under the signal service", partial(harm.filled, folder=fleet.stack.signals_data), HOLD_S),
         Fault("full /dev/shm", partial(harm.filled, folder=harm.SHM), HOLD_S),
-        Fault("full /dev/shm, and a stage killed", harm.filled_and_killed, HOLD_S, restarts_triton=True),
+        Fault("full /dev/shm, and a stage killed", harm.filled_and_killed, HOLD_S, AFTER_A_FAILED_STARTUP),
     ]
-    flipped = Fault("a byte of the index changed, triton killed", harm.flipped, HOLD_S, restarts_triton=True)
-    cut = Fault("the index cut to half under the running stage", harm.cut_off, HOLD_S, restarts_triton=True)
+    flipped = Fault("a byte of the index changed, triton killed", harm.flipped, HOLD_S, AFTER_A_FAILED_STARTUP)
+    cut = Fault("the index cut to half under the running stage", harm.cut_off, HOLD_S, AFTER_A_FAILED_STARTUP)
     return [*(disks if is_inside() else []), flipped, cut]
 
 
@@ -140,7 +147,7 @@ async def _try_all(fleet: Fleet, faults: Sequence[Fault], capacity_s: float, wri
 
 async def try_one(fleet: Fleet, fault: Fault, rate: float, startup_s: float, writer: Writer) -> Row:
     """Ask, inflict, hold, relieve, and wait until all is well."""
-    bar_s = 1.5 * startup_s if fault.restarts_triton else BAR_S
+    bar_s = max(BAR_S, fault.startups * startup_s)
     failed_appends = writer.repeats
     async with Load(fleet.gateway, rate) as load:
         await asyncio.sleep(BEFORE_S)
@@ -159,7 +166,7 @@ async def try_one(fleet: Fleet, fault: Fault, rate: float, startup_s: float, wri
     during = counted([call for call in load.calls if call.scheduled_s >= began])
     recovered = recovery_s(load.calls, relieved) if settled else float("inf")
     unmarked = {what: count for what, count in during.items() if not what.startswith(MARKED)}
-    bar = f"<= {bar_s:.0f} s" + (" (1.5 x Triton's start-up)" if fault.restarts_triton else "")
+    bar = f"<= {bar_s:.0f} s" + (f" ({fault.startups} x Triton's start-up)" if bar_s > BAR_S else "")
     measured = f"{words(during)}; in full again after {recovered:.1f} s"
     if failed_appends:
         measured += f"; {failed_appends} appends failed, taken again after {appends_s:.1f} s"

@@ -20,6 +20,8 @@ from services.common.probe import serves
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ranking-client.md"
 LINGER = ("--linger", "1")
 """Seconds in which clients that watch health leave."""
+USED_S = 2.0
+"""After a gateway serves again, until clients have found it: a rollout waits for as long (minReadySeconds)."""
 ROUNDS = 2
 
 
@@ -48,11 +50,12 @@ async def roll(fleet: Fleet, rate: float, rounds: int = ROUNDS) -> Row:
             for _ in range(rounds):
                 await asyncio.to_thread(twin.stop)
                 await asyncio.to_thread(twin.start)
+                await asyncio.sleep(USED_S)
                 starts = first.starts
                 await asyncio.to_thread(first.stop)  # the fleet starts it again
                 while first.starts == starts or not await asyncio.to_thread(first.process.ready):
                     await asyncio.sleep(0.05)
-            await asyncio.sleep(1.0)
+                await asyncio.sleep(USED_S)
     finally:
         await asyncio.to_thread(twin.stop)
     counts = counted(load.calls)
