@@ -16,13 +16,12 @@ from typing import Any
 from unittest.mock import patch
 
 import click
-import grpc
 import trustme
 
 from benchmarks.chaos.table import Row
 from deploy.docker.images import TARGETS, Engine
 from deploy.docker.running import ROLES, Containers, seconds_until
-from pinrec_core.errors import PinrecError
+from pinrec_core.errors import PinrecError, Unavailable
 from services.common.client import connect
 from services.common.tokens import Client, digest_of, new_token, write_clients
 from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
@@ -263,7 +262,7 @@ def _told(callers: Callers, credentials: dict[str, str]) -> str:
         try:
             reply = callers.ask(3, {"save": 1.0})
         except PinrecError as error:
-            return next((code.name for code in grpc.StatusCode if code.name in error.message), error.code)
+            return error.code if isinstance(error, Unavailable) else error.message.split()[0]
     return reply.degraded_reason or "a whole answer"
 
 
