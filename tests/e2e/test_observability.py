@@ -39,9 +39,10 @@ def test_a_trace_goes_through_gateway_triton_and_signals(live):
     assert histories.parent == stages[0].span_id, "Triton tells the stage which span it is"
     assert served.attributes["pinrec.request_id"] == "traced"
     assert histories.attributes["pinrec.history_length"] > 0
-    # One chain: each stage starts after the one before, all inside the gateway's call.
+    # One chain: each stage starts after the one before, all inside the gateway's call. (A span's end is taken after the
+    # answer has left, which may be in other hands by then.)
     assert [stage.start_ns for stage in stages] == sorted(stage.start_ns for stage in stages)
-    assert called.start_ns < stages[0].start_ns < stages[-1].end_ns < called.end_ns
+    assert called.start_ns < stages[0].start_ns < stages[-1].start_ns < called.end_ns
     assert all(
         0 < called.attributes[f"pinrec.{stage}_us"] * 1_000 < called.end_ns - called.start_ns for stage in STAGES
     )
