@@ -103,7 +103,7 @@ class Admission:
             if self.is_stalled:
                 raise Unavailable("the serving stages do not answer")
             if priority == INTERACTIVE:
-                self._limit.full()
+                self._limit.refused()
             raise self._refused("places", priority, f"all {places} places are taken")
         # A lone request is always tried: what it takes may have changed, and only an answer tells.
         expected_s = self._limit.latency_s

@@ -1,0 +1,102 @@
+"""Admission in front of a simulated ensemble, in simulated time: ten times what it can answer, and what comes after.
+
+The ensemble is one server: all that waits, up to 32, is a batch that takes FIXED_S + n x EACH_S, give or take a fifth.
+"""
+
+import heapq
+import random
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from pinrec_core.config import config_from_dict
+from pinrec_core.errors import Overloaded
+from pinrec_core.release import Release
+from services.common.metrics import GatewayMetrics
+from services.gateway.admission import INTERACTIVE, Admission
+from services.gateway.in_flight import InFlight
+
+FIXED_S, EACH_S = 0.002, 0.010
+CAPACITY = 8 / (FIXED_S + 8 * EACH_S)
+
+
+class Simulation:
+    def __init__(self):
+        self.now_s = 0.0
+        self._rng = random.Random(0)
+        self._events, self._number = [], count()
+        metrics = GatewayMetrics(CollectorRegistry())
+        self._admission = Admission(InFlight(metrics.in_flight), metrics, lambda: self.now_s)
+        self._release = Release(Path("releases/1"), 1, {}, config_from_dict({"serve": {"max_in_flight": 64}}), None)
+        self._waiting, self._busy = [], False
+        self._ended, self._refused = [], []
+
+    def run(self, rate, seconds, skip_s=0.0):
+        """Poisson arrivals. Returns answers a second, their p99 in seconds and the share refused, after `skip_s`."""
+        start, end, at_s = self.now_s, self.now_s + seconds, self.now_s
+        self._ended, self._refused = [], []
+        while (at_s := at_s + self._rng.expovariate(rate)) < end:
+            self._at(at_s, self._arrive)
+        while self._events and self._events[0][0] < end:
+            self.now_s, _, happen = heapq.heappop(self._events)
+            happen()
+        self.now_s = end
+        latencies = [latency for at_s, latency in self._ended if at_s > start + skip_s]
+        refused = sum(at_s > start + skip_s for at_s in self._refused)
+        share = refused / (refused + len(latencies))
+        return len(latencies) / (seconds - skip_s), float(np.percentile(latencies, 99)), share
+
+    def _at(self, at_s, happen):
+        heapq.heappush(self._events, (at_s, next(self._number), happen))
+
+    def _arrive(self):
+        place = self._admission.place(self._release, INTERACTIVE, self.now_s + 1.0)
+        try:
+            place.__enter__()
+        except Overloaded:
+            self._refused.append(self.now_s)
+            return
+        self._waiting.append((self.now_s, place))
+        self._begin()
+
+    def _begin(self):
+        if self._waiting and not self._busy:
+            batch, self._waiting, self._busy = self._waiting[:32], self._waiting[32:], True
+            noise = self._rng.lognormvariate(0.0, 0.2)
+            self._at(self.now_s + noise * (FIXED_S + len(batch) * EACH_S), lambda: self._end(batch))
+
+    def _end(self, batch):
+        self._busy = False
+        for since_s, place in batch:
+            place.__exit__(None, None, None)
+            self._ended.append((self.now_s, self.now_s - since_s))
+        self._begin()
+
+
+@pytest.fixture(scope="module")
+def phases():
+    simulation = Simulation()
+    return {
+        "idle": simulation.run(0.02 * CAPACITY, 60),
+        "overload": simulation.run(10 * CAPACITY, 20, skip_s=2),
+        "after": simulation.run(0.5 * CAPACITY, 30, skip_s=2),
+        "busy": simulation.run(0.8 * CAPACITY, 30),
+    }
+
+
+def test_an_overload_costs_little_throughput_and_latency_stays_within_three_times(phases):
+    goodput, p99_s, refused = phases["overload"]
+    assert goodput >= 0.85 * CAPACITY
+    assert p99_s <= 3 * phases["idle"][1]
+    assert refused > 0.8
+
+
+def test_two_seconds_after_an_overload_hardly_anybody_is_refused(phases):
+    assert phases["after"][2] <= 0.01
+
+
+def test_a_busy_stack_answers_bursts_late_rather_than_not(phases):
+    assert phases["busy"][2] <= 0.1
