@@ -4,8 +4,9 @@
     python -m locust -f loadtest/locustfile.py --headless -u 16 -r 16 -t 30s --host localhost:8500
 
 What is asked is the [traffic] of PINREC_LOAD_PROFILE (loadtest/profiles/mixed.toml by default), with the names of the
-active release under PINREC_RELEASES. Prints throughput and percentiles, and ends with exit code 1 if a call failed. A
-closed loop slows down with the server, so its percentiles flatter an overloaded one: use it for soak and throughput.
+active release under PINREC_RELEASES. Prints throughput and percentiles, and ends with exit code 1 if a call failed; one
+that is refused for load is counted apart, and its user waits for a moment, as it is told to. A closed loop slows down
+with the server, so its percentiles flatter an overloaded one: use it for soak and throughput.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import grpc
 import grpc.experimental.gevent as grpc_gevent
 from locust import User, between, task
 
+from loadtest.open_loop import REFUSED_PAUSE_S
 from loadtest.plan import read_plan
 from loadtest.traffic import Traffic
 from pinrec_core.errors import PinrecError
@@ -30,6 +32,7 @@ grpc_gevent.init_gevent()  # locust has patched the sockets by now; gRPC's own l
 
 PROFILE = Path(__file__).parent / "profiles" / "mixed.toml"
 BURST = 8
+REFUSED = "GetCandidates, refused"
 
 try:
     PLAN = read_plan(Path(os.environ.get("PINREC_LOAD_PROFILE", PROFILE))).traffic
@@ -59,18 +62,23 @@ class RankingService(User):
         """One request, reported with its time, size and error."""
         request = TRAFFIC.draw(self.rng)
         start = time.perf_counter()
-        size, failure = 0, None
+        name, size, failure = "GetCandidates", 0, None
         try:
             size = self.stub.GetCandidates(request, timeout=PLAN.deadline_s).ByteSize()
         except grpc.RpcError as error:
-            failure = FailedCallError(f"{error.code().name}: {error.details()}")
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                name = REFUSED
+            else:
+                failure = FailedCallError(f"{error.code().name}: {error.details()}")
         self.environment.events.request.fire(
             request_type="grpc",
-            name="GetCandidates",
+            name=name,
             response_time=(time.perf_counter() - start) * 1000,
             response_length=size,
             exception=failure,
         )
+        if name == REFUSED:
+            gevent.sleep(REFUSED_PAUSE_S)
 
 
 class BurstyService(RankingService):

@@ -138,27 +138,30 @@ def test_limits_are_held_one_by_one():
 class Gateway(candidates_pb2_grpc.CandidateServiceServicer):
     """The far end of the load."""
 
-    def __init__(self, healthy):
-        self.healthy, self.calls = healthy, 0
+    def __init__(self, code):
+        self.code, self.calls = code, 0
 
     def GetCandidates(self, request, context):  # noqa: N802
         self.calls += 1
-        if not self.healthy:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        if self.code is not grpc.StatusCode.OK and self.calls % 2:
+            context.abort(self.code, "as told")
         return GetCandidatesResponse(request_id="r")
 
 
-@pytest.mark.parametrize("healthy", [True, False])
-def test_locust_counts_calls_and_fails_with_them(healthy, tmp_path):
-    servicer, server = Gateway(healthy), grpc.server(ThreadPoolExecutor(2))
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL])
+def test_locust_counts_calls_and_fails_with_them(code, tmp_path):
+    """Every second call is refused, which is told, or fails, which fails the run."""
+    servicer, server = Gateway(code), grpc.server(ThreadPoolExecutor(2))
     candidates_pb2_grpc.add_CandidateServiceServicer_to_server(servicer, server)
     address = f"localhost:{server.add_insecure_port('localhost:0')}"
     server.start()
     profile = tmp_path / "p.toml"
-    profile.write_text('[traffic]\nsurfaces = {home = 1}\nbudgets = ["save=1"]\n[closed]\nusers = 2\nseconds = 1\n')
+    profile.write_text('[traffic]\nsurfaces = {home = 1}\nbudgets = ["save=1"]\n[closed]\nusers = 2\nseconds = 3\n')
     row = closed_row(address, read_plan(profile), profile, tmp_path)
     server.stop(0).wait()
-    assert servicer.calls > 0
-    assert row.met is healthy
+    refused = code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert servicer.calls >= 2
     assert "locust, 2 users" in row.what
-    assert (", 0 failed" in row.measured) is healthy
+    assert row.met is refused
+    assert row.measured.startswith("0; ") is refused
+    assert row.measured.endswith(", 0 refused") is not refused
