@@ -206,7 +206,8 @@ def test_the_address_of_a_server_is_that_of_its_command():
 
 
 @pytest.mark.skipif(not network.is_possible(), reason="a link needs root and /dev/net/tun")
-def test_a_link_delays_and_loses_packets():
+def test_a_link_delays_and_loses_packets(requires_program):
+    requires_program("ip")
     echo = (
         "import socket; s = socket.create_server(('0.0.0.0', 7007)); print('up', flush=True); c, _ = s.accept()\n"
         "while data := c.recv(100): c.sendall(data)"
