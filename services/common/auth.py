@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +95,22 @@ class Caller:
     name: str
     rule: Rule
     allowance: Allowance
+    is_known: Callable[[], bool]
+    """Whether its token still opens the method: a stream may last longer than a token."""
 
     def charge(self, message: Any) -> None:
         """The message of a unary call: one request was taken when the call came in, a batch is more."""
         self.allowance.charge(self.rule.requests(message) - 1)
 
     async def pace(self, message: Any) -> None:
-        """A message of a stream waits until the rate admits it. Raises LimitExceeded once the day's are used up."""
+        """A message of a stream waits until the rate admits it.
+
+        Raises LimitExceeded once the day's are used up, Unauthenticated once the token is.
+        """
         while (wait_s := self.allowance.wait_s()) > 0:
             await asyncio.sleep(wait_s)
+        if not self.is_known():
+            raise Unauthenticated("the token that this stream was opened with has ended")
         self.allowance.charge(self.rule.requests(message))
 
 
@@ -128,7 +136,8 @@ class Gate:
         self._follow()
         name, result = "", "unauthenticated"
         try:
-            client = self._client(metadata)
+            digest = _digest(metadata)
+            client = self._client(digest)
             name, result = client.name, "not_allowed"
             rule = _rule(method, client)
             result = "limited"
@@ -140,18 +149,20 @@ class Gate:
             self._metrics.calls.labels(name, result).inc()
         if rule.scope == "admin":
             log.info("client %s calls %s", name, method)
-        return Caller(name, rule, allowance)
+        return Caller(name, rule, allowance, partial(self._still_opens, digest, rule))
 
-    def _client(self, metadata: Iterable[tuple[str, str | bytes]]) -> Client:
-        for key, value in metadata:
-            if key == AUTHORIZATION and isinstance(value, str) and value.startswith(BEARER):
-                digest = digest_of(value.removeprefix(BEARER))
-                client = self._by_digest.get(digest)
-                # What the search by hash gives away is of the hash, whose bytes nobody can choose; the comparison that
-                # decides takes the same time wherever two hashes differ.
-                if client is not None and any(hmac.compare_digest(digest, own) for own in client.digests):
-                    return client
-        raise Unauthenticated("no known token; send one as metadata, authorization: Bearer TOKEN")
+    def _client(self, digest: str) -> Client:
+        client = self._by_digest.get(digest)
+        # What the search by hash gives away is of the hash, whose bytes nobody can choose; the comparison that decides
+        # takes the same time wherever two hashes differ.
+        if client is None or not any(hmac.compare_digest(digest, own) for own in client.digests):
+            raise Unauthenticated("no known token; send one as metadata, authorization: Bearer TOKEN")
+        return client
+
+    def _still_opens(self, digest: str, rule: Rule) -> bool:
+        self._follow()
+        client = self._by_digest.get(digest)
+        return client is not None and rule.scope in client.scopes
 
     def _follow(self) -> None:
         now_s = self._monotonic_s()
@@ -172,6 +183,14 @@ class Gate:
             self._allowances.setdefault(client.name, Allowance(client.limits)).set_limits(client.limits)
         self._by_digest = {digest: client for client in clients.values() for digest in client.digests}
         log.info("clients with a token: %s", ", ".join(clients) or "none")
+
+
+def _digest(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Of the token that a call came with; empty if there is none."""
+    for key, value in metadata:
+        if key == AUTHORIZATION and isinstance(value, str) and value.startswith(BEARER):
+            return digest_of(value.removeprefix(BEARER))
+    return ""
 
 
 def _rule(method: str, client: Client) -> Rule:

@@ -153,6 +153,16 @@ def test_a_changed_file_is_taken_up_within_a_second(door):
         door.enter("log", STREAM)
 
 
+async def test_a_stream_ends_with_the_first_message_after_its_token(door):
+    caller = door.enter("log", STREAM)
+    await caller.pace(object())
+    del door.clients["log"]
+    door.write()
+    door.now_s = 1.0
+    with pytest.raises(Unauthenticated, match="the token that this stream was opened with has ended"):
+        await caller.pace(object())
+
+
 @pytest.mark.parametrize("harm", [lambda path: path.write_text("[clients.a]\nscopes=[]"), lambda path: path.unlink()])
 def test_a_file_that_turns_wrong_is_logged_once_and_changes_nothing(door, caplog, harm):
     harm(door.path)
