@@ -32,7 +32,8 @@ class Played:
 class Node:
     """Runs pods of `stack` from images `images`/ROLE:`tag`.
 
-    `folders` stand for claims and secrets, by their names; those in use for ConfigMaps are made in `folders["config"]`.
+    `folders` stand for claims and secrets, by their names; those for ConfigMaps are made in `folders["config"]`. A
+    second pod of a workload runs on another Node, with a `replica` of its own.
     """
 
     engine: Engine
@@ -40,6 +41,7 @@ class Node:
     images: str
     tag: str
     folders: Mapping[str, Path]
+    replica: str = "0"
     running: dict[str, Played] = field(default_factory=dict)
 
     def start(self, owner: str) -> None:
@@ -112,7 +114,7 @@ class Node:
     def _run(self, one: Container) -> None:
         """A pod's first container has its network and its names; the others join it."""
         first = next((played for played in self.running.values() if played.spec.owner == one.owner), None)
-        name = f"{NETWORK}-{one.name.replace('/', '-')}"
+        name = f"{NETWORK}-{one.name.replace('/', '-')}-{self.replica}"
         place = "first" if first is None else "joined"
         words = ["run", "--detach", f"--name={name}", f"--label={NETWORK}={place}", *self._confined(one)]
         if first is None:

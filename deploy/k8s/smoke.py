@@ -15,13 +15,17 @@ sleep_when_idle()
 
 import os
 import shutil
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import click
+import grpc
 import trustme
 
 from benchmarks.chaos.table import Row, finish, save, show
@@ -34,10 +38,14 @@ from deploy.k8s.rendered import render
 from pinrec_core.errors import PinrecError
 from pinrec_core.release import activate
 from services.common.tokens import Client, digest_of, new_token, write_clients
+from services.proto.candidates_pb2 import GetCandidatesRequest
+from services.proto.candidates_pb2_grpc import CandidateServiceStub
 
 IMAGES, TAG = "localhost/pinrec", "smoke"
 PODS = ("items", "signals", "serving")
 TOKENS = {"internal": ("read",), "caller": ("read", "append"), "admin": ("read", "admin")}
+ASKING = 4
+ROUND_ROBIN = [("grpc.lb_policy_name", "round_robin")]
 READ_ONLY = ("/srv/pinrec/x", "/releases/x", "/x")
 CALLER = ("PINREC_CLIENT_CA", "PINREC_CLIENT_CERT", "PINREC_CLIENT_KEY", "PINREC_TOKEN_FILE")
 
@@ -127,6 +135,8 @@ def tried(node: Node, name: str) -> Iterator[Row]:
     if name == "secure":
         yield strangers(callers)
     yield switched(node, callers, name)
+    if name == "plain":
+        yield replaced(node, callers)
     yield frozen(node, callers, name)
     yield stopped(node, name)
 
@@ -175,6 +185,42 @@ def switched(node: Node, callers: checks.Callers, name: str) -> Row:
     number = callers.ask(3, {"save": 1.0}).release
     bar = "the next request is of release 2"
     return Row(f"release activated from the toolbox ({name})", bar, f"release {number}", number == 2)
+
+
+def replaced(node: Node, callers: checks.Callers) -> Row:
+    """A second serving pod comes and goes, as in a rollout, while requests go to both in turn."""
+    second = replace(node, replica="1", running={})
+    second.start("serving")
+    second.await_start("serving/gateway")
+    ports = [one.running["serving/gateway"].ports[8500] for one in (node, second)]
+    address = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
+    with ThreadPoolExecutor() as pool, grpc.insecure_channel(address, ROUND_ROBIN) as channel:
+        over = threading.Event()
+        answers = [pool.submit(_ask_until, over, CandidateServiceStub(channel)) for _ in range(ASKING)]
+        time.sleep(3)
+        took = sum(second.stop(one, 45)[1] for one in ("serving/gateway", "serving/triton"))
+        time.sleep(3)
+        over.set()
+        codes = Counter(code for asked in answers for code in asked.result())
+    met = set(codes) == {"whole"}
+    measured = f"{dict(codes)}; the pod was gone after {took:.0f} s"
+    return Row(
+        "a serving pod of two goes (plain)", "0 failed or degraded requests", measured, met, {"answers": dict(codes)}
+    )
+
+
+def _ask_until(over: threading.Event, stub: CandidateServiceStub) -> list[str]:
+    """What each request came to."""
+    request = GetCandidatesRequest(user_id=1, surface="home", budget={"save": 1.0}, num_candidates=10)
+    codes = []
+    while not over.is_set():
+        try:
+            reply = stub.GetCandidates(request, timeout=5)
+            codes.append("degraded" if reply.degraded else "whole")
+        except grpc.RpcError as error:
+            codes.append(error.code().name)
+        time.sleep(0.05)
+    return codes
 
 
 def strangers(callers: checks.Callers) -> Row:

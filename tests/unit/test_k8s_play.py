@@ -54,7 +54,7 @@ def test_containers_of_a_pod_share_its_network_and_sidecars_come_first(node):
     assert f"--shm-size={512 * 2**20}" in triton
     assert "--network-alias=gateway" in triton
     assert sorted(re.findall(r"--publish=127\.0\.0\.1::(\d+)", triton)) == ["8001", "8002", "8003", "8500", "9500"]
-    assert f"--network=container:{NETWORK}-serving-triton" in gateway
+    assert f"--network=container:{NETWORK}-serving-triton-0" in gateway
     assert "--publish" not in gateway
     assert node.running["serving/gateway"].ports[8500] == node.running["serving/triton"].ports[8500] == 48_500
 
