@@ -86,9 +86,13 @@ class DeadlineExceeded(PinrecError):
 
 
 class Overloaded(PinrecError):
-    """More work in flight than admitted: refused at once rather than queued."""
+    """More work in flight than admitted: refused at once rather than queued; `retry_after_s` is when to ask again."""
 
     code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_after_s: float = 0.1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(PinrecError):

@@ -36,6 +36,8 @@ class Status(IntFlag):
     """The signal service did not answer: degraded to the start token."""
     REALTIME_UNAVAILABLE = 4
     """The realtime view could not be read: the batch view alone made the history."""
+    STAGES_UNAVAILABLE = 8
+    """No stage answered: popular lists instead. Only the gateway says so."""
 
 
 UserId = Annotated[int, Tensor("INT64")]
