@@ -18,6 +18,7 @@ import pytest
 import trustme
 from click.testing import CliRunner
 
+from pinrec_core.errors import PinrecError
 from services.cli.main import main
 from services.cli.up import Stack
 from services.common.client import connect, open_channel
@@ -229,6 +230,10 @@ def test_no_secret_stands_on_a_command_line_or_in_the_log(guarded):
 
 
 def test_calls_are_counted_by_client(guarded):
+    with guarded.as_client("ranking"):
+        guarded.ask()
+    with guarded.as_client(None), pytest.raises(PinrecError, match="UNAUTHENTICATED from"):
+        guarded.ask()
     with urllib.request.urlopen(f"http://{guarded.stack.host}:{guarded.stack.gateway_metrics_port}/metrics") as page:
         lines = page.read().decode().splitlines()
     counted = {line.partition(" ")[0] for line in lines if line.startswith("pinrec_client_calls_total")}
