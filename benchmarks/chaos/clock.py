@@ -46,7 +46,7 @@ def set_wrong(path: Path) -> None:
         is_ours = name == "time" and importer is not None and importer["__name__"].startswith(OURS)
         return wrong if is_ours else imported(name, importer, *more, **named)
 
-    builtins.__import__ = import_
+    builtins.__import__ = import_  # type: ignore[assignment]
 
 
 def main() -> None:

@@ -107,9 +107,9 @@ async def attack(fleet: Fleet, total: int) -> list[Row]:
     servers = {"gateway": fleet.gateway, "signals": fleet.signals, "items": fleet.items}
     before = _alive(fleet), fleet.restarts(), len(fleet.logs())
     tallies = [
-        await raw_bytes(servers, int(total * SHARES["bytes"])),
-        await raw_messages(servers, int(total * SHARES["messages"])),
-        *await asyncio.to_thread(extreme_fields, fleet, int(total * SHARES["fields"])),
+        await raw_bytes(servers, round(total * SHARES["bytes"])),
+        await raw_messages(servers, round(total * SHARES["messages"])),
+        *await asyncio.to_thread(extreme_fields, fleet, round(total * SHARES["fields"])),
     ]
     return [*(tally.row() for tally in tallies), _survived(fleet, *before)]
 

@@ -61,7 +61,7 @@ def test_hostile_input_breaks_nothing_and_gets_the_right_code(fleet):
 
 
 def test_overload_is_answered_or_refused_and_passes(fleet):
-    calm, goodput, *_ = asyncio.run(overload.flooded(fleet.gateway, seconds=3.0, is_pinned=False))
+    calm, goodput, *_ = asyncio.run(overload.flooded(fleet.gateway, seconds=2.0, is_pinned=False))
     assert calm.figures["seen"]["full"] > 0
     assert goodput.figures["seen"]["full"] > 0
     assert goodput.figures["seen"]["RESOURCE_EXHAUSTED"] > 0
@@ -86,7 +86,7 @@ def wanted_in(name: str, wanted: tuple[str, ...]) -> bool:
 
 
 def test_a_soak_looks_at_every_part(fleet):
-    errors, memory = soak.soak(fleet, seconds=2.0, capacity_s=0.5, looks=5)
+    errors, memory = soak.soak(fleet, seconds=1.0, capacity_s=0.3, looks=5)
     assert errors.figures["seen"]["full"] > 0
     assert {name: len(samples) for name, samples in errors.figures["memory_mb"].items()} == dict.fromkeys(
         fleet.parts, 5
