@@ -100,7 +100,7 @@ def audit(if_reachable: bool) -> None:
 
 
 def write_bill(image: str, to: Path) -> None:
-    """What an image holds, as CycloneDX. Its schema is not checked again: that takes seconds, and a library writes it."""
+    """What an image holds, as CycloneDX; not held to its schema once more, which takes seconds: a library writes it."""
     command = [*_tool("cyclonedx_py"), "requirements", "-", "--pyproject", str(ROOT / "pyproject.toml")]
     command += ["--mc-type", "application", "--output-reproducible", "--of", "JSON", "--no-validate", "-o", str(to)]
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}  # it warns that a lock does not say who needs what
