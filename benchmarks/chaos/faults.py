@@ -157,7 +157,7 @@ async def try_one(fleet: Fleet, fault: Fault, rate: float, startup_s: float, wri
         await asyncio.sleep(fault.hold_s)
         await asyncio.to_thread(context.__exit__, None, None, None)
         relieved = time.monotonic()
-        settled = await load.settle(STEADY_S, GIVE_UP_S)
+        settled = await load.settle(STEADY_S, max(GIVE_UP_S, 1.5 * bar_s))
     if not settled:
         await asyncio.to_thread(fleet.mend)
     failed_appends = writer.repeats - failed_appends
