@@ -372,6 +372,16 @@ def read(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
+def test_one_request_in_a_hundred_is_traced_and_folders_are_never_made_up():
+    """A folder that is missing would else be made, empty and root's own."""
+    for service in ours():
+        assert service["environment"]["OTEL_TRACES_SAMPLER"] == "parentbased_traceidratio"
+        assert float(service["environment"]["OTEL_TRACES_SAMPLER_ARG"]) == 0.01
+    bound = [volume for one in ours() for volume in one["volumes"] if not isinstance(volume, str)]
+    assert {volume["target"] for volume in bound} == {"/releases", "/batch-view"}
+    assert all(volume["read_only"] and volume["bind"] == {"create_host_path": False} for volume in bound)
+
+
 def test_the_default_profile_is_cpu():
     assert "COMPOSE_PROFILES=cpu" in (ROOT / ".env").read_text().splitlines()
 
