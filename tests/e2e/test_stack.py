@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -232,15 +233,15 @@ def eventually(condition) -> bool:
     return any(condition() or time.sleep(0.1) for _ in range(1_200))
 
 
-def test_more_than_the_limit_in_flight_is_refused_at_once_and_the_rest_answered(live):
+def test_more_than_the_places_in_flight_is_refused_at_once_and_the_rest_answered(live):
     requests = [asked(user_id=user, num_candidates=1_000) for user in range(300)]
     calls = [live.candidates.GetCandidates.future(request, timeout=PATIENT_S) for request in requests]
-    codes = Counter(call.code() for call in calls)
-    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert codes[grpc.StatusCode.OK] >= live.trained.config.serve.max_in_flight
+    assert {call.code() for call in calls} == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    answered = [call.result() for call in calls if call.code() is grpc.StatusCode.OK]
+    assert not any(reply.degraded for reply in answered)
     refused = next(call for call in calls if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
-    assert refused.details() == "64 requests are in flight, which is the limit; try again later"
-    assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "100"
+    assert re.fullmatch(r"all \d+ places are taken; try again later", refused.details())
+    assert int(dict(refused.trailing_metadata())["grpc-retry-pushback-ms"]) >= 10
     assert len(ask(live).candidates) == 10
 
 
