@@ -65,7 +65,8 @@ def test_overload_is_answered_or_refused_and_passes(fleet):
     assert calm.figures["seen"]["full"] > 0
     assert goodput.figures["seen"]["full"] > 0
     assert goodput.figures["seen"]["RESOURCE_EXHAUSTED"] > 0
-    assert goodput.figures["recovery_s"] < float("inf")
+    marked = {"full", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "degraded: stages_unavailable"}
+    assert set(goodput.figures["seen"]) <= marked
 
 
 def test_faults_under_load_are_marked_and_over_soon(fleet, monkeypatch):
