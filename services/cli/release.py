@@ -37,7 +37,7 @@ def gateway_options(command: Command) -> Command:
             "wait_s",
             default=300.0,
             show_default=True,
-            type=click.FloatRange(min=0, min_open=True),
+            type=click.FloatRange(min=0),
             help="Seconds for the stages to open it, and for the old one's last request.",
         ),
         click.option(

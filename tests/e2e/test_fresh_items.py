@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -128,9 +129,8 @@ def test_items_come_and_go_and_a_restart_changes_nothing(world, on_free_ports, t
         expected = in_this_process(release, first.items, request).candidates
         np.testing.assert_array_equal(answer.candidate_ids, expected.candidate_ids)
         np.testing.assert_allclose(answer.scores, expected.scores, atol=1e-5)
-        event = signals_pb2.Event(
-            user_id=-2, item_id=NEW, item_type="pin", action="save", surface="home", timestamp_ms=1_800_000_000_000
-        )
+        event = signals_pb2.Event(user_id=-2, item_id=NEW, item_type="pin", action="save", surface="home")
+        event.timestamp_ms = int(time.time() * 1_000)
         first.signals.AppendEvents(signals_pb2.AppendEventsRequest(events=[event]), timeout=30)
         assert eventually(lambda: first.content_scale(-2) > 0)
     with running(stack, log) as second:

@@ -218,7 +218,9 @@ def test_a_bad_event_is_told_what_is_allowed(live):
 def test_deadlines_too_short_are_exceeded_and_hold_no_place(live):
     for timeout_s in (0.0, 0.001, 0.002):
         calls = [live.candidates.GetCandidates.future(asked(), timeout=timeout_s) for _ in range(50)]
-        assert {call.code() for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        # On a slow machine one may be in the ensemble for that long, and the next is refused for want of time.
+        late = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert {call.code() for call in calls} <= late
     assert len(ask(live).candidates) == 10
     calls = [live.candidates.GetCandidates.future(asked(num_candidates=200), timeout=0.05) for _ in range(100)]
     # More calls than places: on a machine that takes them in all at once, some are refused as one too many.
@@ -328,7 +330,14 @@ def test_clients_at_once_get_what_each_gets_alone(live):
     excluded = {user: [FIRST_ITEM_ID + (user * 7 + place) % NUM_ITEMS for place in range(50)] for user in users}
 
     def one(user: int) -> GetCandidatesResponse:
-        return ask(live, user_id=user, exclude_item_ids=excluded[user], num_candidates=50, request_id=f"r{user}")
+        request = {"user_id": user, "exclude_item_ids": excluded[user], "num_candidates": 50, "request_id": f"r{user}"}
+        while True:
+            try:
+                return ask(live, **request)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    raise
+                time.sleep(int(dict(error.trailing_metadata())["grpc-retry-pushback-ms"]) / 1_000)
 
     alone = {user: one(user) for user in users}
     with ThreadPoolExecutor(20) as pool:
