@@ -226,7 +226,8 @@ def test_a_version_that_cannot_be_opened_leaves_the_old_one_and_is_tried_again(t
     dest = build(tmp_path, 10)
     views = BatchViews(dest, look_every_s=LOOK_S)
     views.wait()
-    (dest / CURRENT).write_text('{"version": 2}')
+    (dest / "new").write_text('{"version": 2}')
+    (dest / "new").replace(dest / CURRENT)  # never half of it, as the job does
     assert eventually(lambda: views.problem)
     assert views.problem == "batch view 'view', version 2 has no manifest.json"
     assert views.current().version == 1
