@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
 
 from pinrec_core.errors import InvalidConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from pinrec_core.tables import build, read_toml
 
 
 @dataclass(frozen=True)
@@ -26,10 +19,10 @@ class TrafficPlan:
     """Share of the requests that come from a user whom nobody has seen."""
     surfaces: dict[str, float] = field(default_factory=dict)
     """Surface -> weight; none = those of the release, all alike."""
-    budgets: list[str] = field(default_factory=list)
+    budgets: tuple[str, ...] = ()
     """For example "save=0.5,click=0.5"; none = each outcome of the release alone, then all alike."""
-    num_candidates: list[int] = field(default_factory=lambda: [100])
-    search_queries: list[str] = field(default_factory=list)
+    num_candidates: tuple[int, ...] = (100,)
+    search_queries: tuple[str, ...] = ()
     """For surfaces that take one."""
     excluded: int = 0
     """Items that every fourth request excludes."""
@@ -83,11 +76,10 @@ class Plan:
 
 def read_plan(path: Path) -> Plan:
     """Read a profile. Raises InvalidConfig naming the key, its value and what is allowed."""
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InvalidConfig(f"the profile {path} cannot be read: {error}") from error
-    plan = _built(Plan, values, "")
+    plan = build(Plan, read_toml(path, "profile"))
+    for section, name, value in _numbers(plan):
+        if value < 0:
+            raise InvalidConfig(f"{section}.{name} has value {value!r}; allowed: 0 or more")
     if not 0 <= plan.traffic.new_users <= 1:
         raise InvalidConfig(f"traffic.new_users has value {plan.traffic.new_users}; allowed: 0 to 1")
     if plan.arrivals.burst_s >= plan.arrivals.burst_every_s:
@@ -95,24 +87,11 @@ def read_plan(path: Path) -> Plan:
     return plan
 
 
-P = TypeVar("P")
-
-
-def _built(cls: type[P], values: Mapping[str, Any], prefix: str) -> P:
-    hints, known = get_type_hints(cls), [each.name for each in fields(cls)]  # type: ignore[arg-type]
-    if unknown := [key for key in values if key not in known]:
-        raise InvalidConfig(f"unknown key {prefix + unknown[0]!r}; known: {known}")
-    return cls(**{key: _converted(hints[key], value, prefix + key) for key, value in values.items()})
-
-
-def _converted(hint: Any, value: Any, key: str) -> Any:
-    if is_dataclass(hint) and isinstance(value, dict):
-        return _built(hint, value, f"{key}.")  # type: ignore[arg-type]
-    kind = getattr(hint, "__origin__", hint)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind in (float, int) and type(value) is kind and value < 0:
-        raise InvalidConfig(f"{key} has value {value!r}; allowed: 0 or more")
-    if type(value) is not kind:
-        raise InvalidConfig(f"{key} has value {value!r}; allowed: {kind.__name__}")
-    return value
+def _numbers(plan: Plan) -> list[tuple[str, str, float]]:
+    """Section, key and value of each number."""
+    return [
+        (section, name, value)
+        for section, values in asdict(plan).items()
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    ]

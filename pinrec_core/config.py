@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from pinrec_core.errors import InvalidConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
+from pinrec_core.tables import build, read_toml
 
 Variant = Literal["uc", "oc", "mt_oc"]
 
@@ -266,17 +261,9 @@ def _check(config: Config) -> None:
             raise InvalidConfig(f"{key} has value {value!r}; allowed: {allowed}")
 
 
-C = TypeVar("C")
-
-
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a TOML file; `overrides` maps dotted keys ("train.max_steps") to values. Raises InvalidConfig."""
-    try:
-        values = tomllib.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise InvalidConfig(f"config file {str(path)!r} does not exist") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidConfig(f"config file {str(path)!r} is not TOML: {error}") from error
+    values = read_toml(Path(path), "config file")
     for dotted, value in (overrides or {}).items():
         section, _, key = dotted.partition(".")
         values.setdefault(section, {})[key] = value
@@ -285,39 +272,4 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
     """Inverse of `Config.to_dict`. Raises InvalidConfig naming the key, the value and what is allowed."""
-    return _build(Config, values, prefix="")
-
-
-def _build(cls: type[C], values: Mapping[str, Any], prefix: str) -> C:
-    hints = get_type_hints(cls)
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise InvalidConfig(f"unknown key {prefix + key!r}; known: {known}")
-    built = {key: _convert(hints[key], value, prefix + key) for key, value in values.items()}
-    return cls(**built)
-
-
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    if isinstance(hint, type) and _is_section(hint):
-        if not isinstance(value, Mapping):
-            raise InvalidConfig(f"{key} has value {value!r}; allowed: a table [{key}]")
-        return _build(hint, value, prefix=f"{key}.")
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            raise InvalidConfig(f"{key} has value {value!r}; allowed: one of {list(get_args(hint))}")
-        return value
-    if get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
-            raise InvalidConfig(f"{key} has value {value!r}; allowed: a list of strings")
-        return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise InvalidConfig(f"{key} has value {value!r}; allowed: {hint.__name__}")
-    return value
-
-
-def _is_section(hint: type) -> bool:
-    """Whether a type hint is one of the nested configuration dataclasses."""
-    return hasattr(hint, "__dataclass_fields__")
+    return build(Config, values)

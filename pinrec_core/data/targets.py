@@ -105,7 +105,9 @@ def sample_targets(
     counts = _count(outcomes >= 0, trains_start)
     if plan.position_share < 1.0:
         counts.left[rng.random(counts.left.shape) >= plan.position_share] = 0
-    return (_one_to_one if plan.one_to_one else _nearest)(outcomes, surfaces, counts, plan, rng)
+    if plan.one_to_one:
+        return _one_to_one(outcomes, surfaces, counts, plan)
+    return _nearest(outcomes, surfaces, counts, plan, rng)
 
 
 def _count(is_target: NDArray[np.bool_], trains_start: NDArray[np.bool_]) -> _Counts:
@@ -144,15 +146,8 @@ def _nearest(
     )
 
 
-def _one_to_one(
-    outcomes: NDArray[np.int32],
-    surfaces: NDArray[np.int32],
-    counts: _Counts,
-    plan: TargetPlan,
-    rng: np.random.Generator,
-) -> Targets:
+def _one_to_one(outcomes: NDArray[np.int32], surfaces: NDArray[np.int32], counts: _Counts, plan: TargetPlan) -> Targets:
     """A row for each target of the window that begins at the next one."""
-    del rng
     sequence, position = np.nonzero(counts.left > 0)  # [P]
     events, mask = counts.window(sequence, counts.seen[sequence, position], plan.window_size)  # [P, W]
     outcome = np.where(mask, outcomes[sequence[:, None], events], -1)

@@ -36,15 +36,17 @@ def pick_targets(
     "loss": the one with the smallest corrected loss, which is the largest similarity less log_q (the sum over
     negatives is the same for all targets of a row); it favours the window's rarest item, whose correction is largest.
     "one_to_one": by similarity too, but no target twice within a `group` (int64 [R], ascending; rows of a group have
-    equal targets, and no more rows than targets).
+    equal targets, and no more rows than targets). Raises ValueError without them.
     """
     worth = _similarity(predicted, candidates, targets)  # [R, W]
     if how == "loss":
         worth = logit_scale * worth - log_q[targets]
     worth = worth.masked_fill(~mask, _NEVER)
-    if how == "one_to_one" and group is not None:
-        return match_one_to_one(worth, group)
-    return worth.argmax(dim=1)
+    if how != "one_to_one":
+        return worth.argmax(dim=1)
+    if group is None:
+        raise ValueError("one_to_one matches within groups, and none are given")
+    return match_one_to_one(worth, group)
 
 
 def match_one_to_one(worth: Tensor, group: Tensor) -> Tensor:

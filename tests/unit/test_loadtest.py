@@ -27,8 +27,8 @@ PLAN = TrafficPlan(
     users="3-4",
     new_users=0.0,
     surfaces={"home": 3.0, "search": 1.0},
-    budgets=["save=1", "save=0.5,click=0.5"],
-    num_candidates=[7, 9],
+    budgets=("save=1", "save=0.5,click=0.5"),
+    num_candidates=(7, 9),
 )
 
 
@@ -68,7 +68,7 @@ def releases(tmp_path):
 
 
 def test_what_is_not_said_comes_from_the_active_release(releases):
-    found = Traffic.of(TrafficPlan(search_queries=["boots"]), releases)
+    found = Traffic.of(TrafficPlan(search_queries=("boots",)), releases)
     assert found.surfaces == {"home": 1.0, "search": 1.0}
     assert found.budgets == [{"save": 1.0}, {"click": 1.0}, {"save": 1.0, "click": 1.0}]
     assert found.user_ids == range(1, 1001)
@@ -95,8 +95,10 @@ def test_what_is_wrong_is_named(tmp_path):
         ("[arrivals]\nseconds = -1", "arrivals.seconds has value -1.0; allowed: 0 or more"),
         ("[arrivals]\nburst_s = 10", "arrivals.burst_s has value 10.0; allowed: less than burst_every_s"),
         ("[traffic]\nnew_users = 2", "traffic.new_users has value 2.0; allowed: 0 to 1"),
-        ("traffic = 1", "traffic has value 1; allowed: TrafficPlan"),
-        ("[", "cannot be read"),
+        ("[traffic]\nnum_candidates = ['many']", "num_candidates has value ['many']; allowed: a list of integers"),
+        ("[traffic.surfaces]\nhome = 'much'", "traffic.surfaces.home has value 'much'; allowed: float"),
+        ("traffic = 1", "traffic has value 1; allowed: a table [traffic]"),
+        ("[", "is not TOML"),
     ],
 )
 def test_a_wrong_profile_is_refused(tmp_path, text, message):

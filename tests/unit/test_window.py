@@ -57,3 +57,9 @@ def test_three_ways_to_pick(how, expected):
     group, log_q = torch.zeros(2, dtype=torch.int64), torch.tensor([0.0, -9.0])
     picked = pick_targets(predicted, candidates, targets, mask, log_q, torch.tensor(2.0), how, group)
     assert picked.tolist() == expected
+
+
+def test_one_to_one_without_groups_is_refused():
+    one = torch.ones(1, 1)
+    with pytest.raises(ValueError, match="matches within groups"):
+        pick_targets(one, one, torch.zeros(1, 1, dtype=torch.int64), one.bool(), one[0], one[0, 0], "one_to_one")
