@@ -1,4 +1,4 @@
-"""Tables of a TOML file as frozen dataclasses; an unknown key or a wrong value is an error that says what is allowed."""
+"""Tables of a TOML file as frozen dataclasses; an unknown key or a wrong value is refused with what is allowed."""
 
 from __future__ import annotations
 
