@@ -66,14 +66,17 @@ class Parts:
     candidate_stub: CandidateServiceStub
     signal_stub: SignalServiceStub
 
-    def ask(self, user_id: int, timeout: float = PATIENT_S, **changes) -> GetCandidatesResponse:
+    def ask(
+        self, user_id: int, timeout: float = PATIENT_S, wait_for_ready: bool = True, **changes
+    ) -> GetCandidatesResponse:
+        """Waits for a gateway that was started again: until its pause is over, a channel fails calls by itself."""
         fields = {"surface": "home", "budget": {"save": 1.0, "click": 1.0}, "num_candidates": 10}
         request = GetCandidatesRequest(user_id=user_id, **{**fields, **changes})
-        return self.candidate_stub.GetCandidates(request, timeout=timeout)
+        return self.candidate_stub.GetCandidates(request, timeout=timeout, wait_for_ready=wait_for_ready)
 
     def failure(self, user_id: int = 1) -> grpc.RpcError:
         with pytest.raises(grpc.RpcError) as raised:
-            self.ask(user_id)
+            self.ask(user_id, wait_for_ready=False)
         return raised.value
 
     def append(self, user_id: int, item: int, now_ms: int) -> None:
@@ -87,13 +90,15 @@ class Parts:
             timestamp_ms=now_ms + item,
             event_id=item + 1,
         )
-        reply = self.signal_stub.AppendEvents(signals_pb2.AppendEventsRequest(events=[event]), timeout=10)
+        reply = self.signal_stub.AppendEvents(
+            signals_pb2.AppendEventsRequest(events=[event]), timeout=10, wait_for_ready=True
+        )
         assert reply.acknowledged == 1
 
     def stored(self, user_id: int) -> list[int]:
         """Items of every stored event of a user, oldest first."""
         message = signals_pb2.GetHistoriesRequest(release=1, requests=[signals_pb2.HistoryRequest(user_id=user_id)])
-        history = self.signal_stub.GetHistories(message, timeout=10).histories[0]
+        history = self.signal_stub.GetHistories(message, timeout=10, wait_for_ready=True).histories[0]
         return (np.frombuffer(history.seen_item_ids, "<i8") - FIRST_ITEM_ID).tolist()
 
     def is_serving(self) -> bool:
