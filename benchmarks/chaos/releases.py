@@ -144,16 +144,17 @@ class Target:
         seconds = [ended - began for began, ended in windows]
         figures = {
             **figures, "calls": len(calls), "failed": failed, "refused": refused, "mixed": mixed,
-            "p99_before_ms": p99_before, "p99_during_ms": p99_during, "switch_s_median": float(np.median(seconds)),
+            "releases": len(answered), "p99_before_ms": p99_before, "p99_during_ms": p99_during,
+            "switch_s_median": float(np.median(seconds)),
         }  # fmt: skip
         return [
             Row(
                 f"activate / rollback at {SHARE_OF_CAPACITY:.0%} of capacity, {len(windows)} times",
-                "0 failed, 0 mixed",
+                "0 failed, 0 refused, 0 mixed",
                 f"{len(calls):,} calls, {failed} failed, {refused} refused for load, {mixed:.0f} mixed, "
                 f"answered by releases {sorted(answered)}; "
                 f"a switch takes {np.median(seconds):.1f} s (median)",
-                failed == mixed == 0 and answered == {1, 2},
+                failed == refused == mixed == 0 and answered == {1, 2},
                 figures,
             ),
             Row(
@@ -205,7 +206,7 @@ class Target:
                 f"a deleted item is returned later than its acknowledgement + {GRACE_S:.0f} s",
                 "0 in 10,000 requests under load",
                 f"{returned} in {len(calls):,} requests while {len(gone)} items were deleted; {short} lists short, "
-                f"{failed} failed",
+                f"{failed} failed, {refused} refused for load",
                 returned == short == failed == 0 and bool(gone),
                 figures,
             )

@@ -47,7 +47,9 @@ def test_a_service_that_is_killed_under_load_loses_and_doubles_nothing(world, tm
 def test_switches_and_deletions_under_load_fail_and_mix_nothing(fleet, world):
     target = releases.Target(fleet, capacity_s=1.0, baseline_s=1.0)
     switched, _, memory = asyncio.run(target.switch_under_load(2))
-    assert switched.met, switched
+    # Not `met`: a capacity that was measured for a second may be too high, and then some are refused for load.
+    seen = switched.figures
+    assert (seen["failed"], seen["mixed"], seen["releases"]) == (0, 0, 2), switched
     assert memory.figures["peak_mb"] >= memory.figures["before_mb"] > 0
     (deleted,) = asyncio.run(target.delete_under_load(200))
     assert deleted.met, deleted
