@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from services.proto import signals_pb2
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 from services.proto.signals_pb2_grpc import SignalServiceStub
 from services.triton.tools import locate
+from tests.ports import free_port, free_ports
 from tests.spans import Received, otlp_receiver
 
 if TYPE_CHECKING:  # torch and faiss are imported only where a fixture needs them: most tests start without
@@ -75,9 +75,7 @@ def start_redis(requires_program, tmp_path_factory) -> Iterator[Callable[..., st
 
         def start(**settings: str) -> str:
             requires_program("redis-server")
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = free.getsockname()[1]
+            port = free_port("localhost")
             settings = {"appendonly": "yes", "appendfsync": "always", "save": "", **settings}
             words = [word for name, value in settings.items() for word in (f"--{name}", value)]
             command = ["redis-server", "--port", str(port), "--dir", str(tmp_path_factory.mktemp("redis")), *words]
@@ -269,11 +267,7 @@ def on_free_ports() -> Callable[[Path, Path, Path], Stack]:
     def made(releases: Path, signals_data: Path, batch_view: Path) -> Stack:
         locate()
         stack = Stack(releases, signals_data, batch_view)
-        with ExitStack() as held:
-            sockets = {name: held.enter_context(socket.socket()) for name in stack.ports()}
-            for one in sockets.values():
-                one.bind((stack.host, 0))
-            return replace(stack, **{name: one.getsockname()[1] for name, one in sockets.items()})
+        return replace(stack, **dict(zip(stack.ports(), free_ports(len(stack.ports()), stack.host), strict=True)))
 
     return made
 

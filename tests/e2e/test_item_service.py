@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from services.items.client import ItemFollower, unpack_changes
 from services.items.listing import items_at
 from services.proto import items_pb2
 from services.proto.items_pb2_grpc import ItemServiceStub
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -68,9 +68,7 @@ class Service:
 @contextmanager
 def service(releases, data, address="") -> Iterator[Service]:
     if not address:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "services.items.server", "--releases", str(releases), "--data", str(data)]
     process = subprocess.Popen([*command, "--listen", address, "--metrics-port", "0"])
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from pinrec_core.signals.realtime import RocksHistoryStore
 from services.proto.signals_pb2 import Event
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -30,11 +30,6 @@ USERS = 10
 def eventually(condition):
     """Poll for a minute: the test's own time limit, not a speed that is asserted."""
     return any(condition() or time.sleep(0.05) for _ in range(1_200))
-
-
-def free_port():
-    with socket.create_server(("localhost", 0)) as free:
-        return free.getsockname()[1]
 
 
 class Cluster:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
@@ -23,6 +22,7 @@ from services.common import metrics
 from services.proto.candidates_pb2 import GetCandidatesRequest
 from services.proto.signals_pb2 import AppendEventsRequest, Event
 from tests.conftest import eventually
+from tests.ports import free_port
 from tests.promql import DEPLOY, Expression, panels, rules
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -81,8 +81,7 @@ def prometheus(live, requires_program, tmp_path_factory) -> Iterator[Prometheus]
         "ingest": server.server_port,
     }
     write_config(folder, ports)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     with ExitStack() as running, (folder / "log").open("w") as log:
         running.callback(server.server_close)

@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -37,6 +36,7 @@ from services.cli.main import main
 from services.proto import signals_pb2
 from services.proto.signals_pb2_grpc import SignalServiceStub
 from services.signals.client import RemoteSignals
+from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -161,11 +161,6 @@ def none_is_left_over():
     yield
     for process in Service.started:
         process.kill()
-
-
-def free_port():
-    with socket.create_server(("localhost", 0)) as free:
-        return free.getsockname()[1]
 
 
 def metrics_at(port):

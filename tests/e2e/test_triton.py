@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,19 +27,12 @@ from services.cli.supervisor import Process, Supervisor
 from services.cli.up import Stack, answers, processes
 from services.triton.command import SHM_FOLDER, TritonOptions, command, environment, shm_prefix
 from services.triton.tools import locate
+from tests.ports import free_port, free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 TIME_MS = 1_900_000_000_000
 PATIENT_MS = 60_000
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def triton_process(name: str, **options) -> tuple[Process, TritonOptions]:
@@ -256,7 +248,7 @@ def test_remote_stages_answer_like_local_ones_and_their_loss_is_named(world, sig
 
 
 def test_without_a_signal_service_the_answer_is_degraded_and_marked(world, in_process):
-    (nobody,) = free_ports(1)
+    nobody = free_port()
     process, options = triton_process("triton", releases=world.releases, signals=f"127.0.0.1:{nobody}")
     with Supervisor([process], print), triton.InferenceServerClient(f"127.0.0.1:{options.grpc_port}") as client:
         answer = ask(client, request_of(1))

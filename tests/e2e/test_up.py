@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 from services.proto.candidates_pb2 import GetCandidatesRequest
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
 from services.triton.tools import locate
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -79,11 +79,7 @@ def eventually(condition) -> bool:
 def started(world, folder: Path) -> Iterator[Up]:
     """`pinrec up` once it says that the stack is up."""
     locate()
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in PORTS]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        ports = [one.getsockname()[1] for one in sockets]
+    ports = free_ports(len(PORTS))
     command = [sys.executable, "-m", "services.cli.main", "up", "--releases", str(world.releases)]
     command += ["--signals-data", str(folder / "signals"), "--batch-view", str(world.batch_view)]
     for name, port in zip(PORTS, ports, strict=True):

@@ -16,6 +16,7 @@ from pinrec_core.errors import InvalidConfig
 from pinrec_core.release import ReleaseFacts, ServingState, publish, write_serving_state
 from pinrec_core.schema import Vocabulary
 from services.cli.up import Stack, calls, check, is_free, processes, up
+from tests.ports import free_ports
 
 
 @pytest.fixture
@@ -33,11 +34,8 @@ def releases(tmp_path) -> Path:
 def stack(releases) -> Stack:
     """On free ports, with release 1 active."""
     write_serving_state(releases, ServingState(1, (1,)))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        first = probe.getsockname()[1]
     names = [name for name in vars(Stack(releases, releases, None)) if name.endswith("_port")]
-    ports = {name: first + i if first < 60_000 else first - i for i, name in enumerate(names)}
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     return Stack(releases, releases.parent / "signals", None, **ports)
 
 

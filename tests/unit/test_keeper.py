@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from pinrec_core.errors import Unavailable
 from services.common.metrics import KeeperMetrics
 from services.triton.health import HealthServer
 from services.triton.watchdog import GIVE_UP_S, Watchdog, stage_processes
+from tests.ports import free_port
 
 STAGES = ["fetch_signals", "embed_items", "generate", "retrieve"]
 
@@ -214,9 +214,7 @@ def keep(tmp_path):
     server.write_text(FAKE_SERVER)
     server.chmod(0o755)
     (tmp_path / "backends" / "python").mkdir(parents=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     line = [sys.executable, "-m", "services.triton", "serve", "--releases", str(tmp_path), "--health-port", str(port)]
     log = tmp_path / "keeper.log"
     environment = {**os.environ, "PINREC_TRITON": str(server), "PYTHONUNBUFFERED": "1"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 import numpy as np
 import pytest
 
@@ -12,6 +10,7 @@ from pinrec_core.messages import EmbedItemsInput
 from pinrec_core.serving.contract import EMBED_ITEMS
 from pinrec_core.serving.open_stage import open_stage
 from pinrec_core.serving.remote import RemoteStage
+from tests.ports import free_port
 
 MS = 1_000_000
 NOW = 7_000 * MS
@@ -19,9 +18,7 @@ NOW = 7_000 * MS
 
 @pytest.fixture
 def nobody() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def embed(deadline_ns: int, remaining_ms: int = 0) -> EmbedItemsInput:

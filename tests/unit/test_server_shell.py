@@ -3,7 +3,6 @@
 import asyncio
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -23,6 +22,7 @@ from services.common.server import LIVE, EdgeInterceptor, GrpcServer, ServerOpti
 from services.proto import candidates_pb2_grpc, signals_pb2_grpc
 from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
 from services.proto.signals_pb2 import AppendEventsRequest, AppendEventsResponse, Event
+from tests.ports import free_port
 
 SERVICE = "pinrec.v1.CandidateService"
 
@@ -202,8 +202,7 @@ async def test_a_taken_port_is_an_error_not_a_shared_one(shell):
 def gateway_process(tmp_path):
     """`python -m services.gateway.server` with nothing behind it: its process, gRPC port and metrics port."""
     command = [sys.executable, "-m", "services.gateway.server", "--releases", tmp_path, "--triton", "localhost:1"]
-    with socket.create_server(("localhost", 0)) as free:
-        metrics_port = free.getsockname()[1]
+    metrics_port = free_port("localhost")
     command += ["--listen", "localhost:0", "--metrics-port", str(metrics_port), "--reflection"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         port = int(re.search(r"listening on port (\d+)", process.stderr.readline())[1])
