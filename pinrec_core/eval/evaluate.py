@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from pinrec_core.config import GenerateConfig
 from pinrec_core.data.batches import content_rows, event_rows
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.eval import metrics
+from pinrec_core.eval.ranking import Ranking, Seen, rank_scores, rank_vectors
+from pinrec_core.eval.results import UNKNOWN_FREQUENCY, UserResults
 from pinrec_core.generate.rollout import Branches, rollout
 from pinrec_core.model.inputs import collate
 from pinrec_core.model.pinrec import PinRec
@@ -84,6 +87,22 @@ Scorer = Callable[[list[HeldOut]], Tensor]
 """Scores of every pin under each of a user's J queries: float32 [U, J, N], -inf for a query that a user lacks."""
 
 
+@runtime_checkable
+class VectorScorer(Protocol):
+    """A scorer whose scores are dot products, so that the corpus can be searched chunk by chunk."""
+
+    vectors: Tensor
+    """float32 [N, D], one row a pin of the corpus."""
+
+    def generate(self, users: list[HeldOut]) -> tuple[Tensor, Tensor]:
+        """Queries float32 [U, J, D] and bool [U, J], which of them a user has."""
+        ...
+
+    def __call__(self, users: list[HeldOut]) -> Tensor:
+        """The same as scores, [U, J, N]."""
+        ...
+
+
 def evaluate(
     model: PinRec,
     dataset: Dataset,
@@ -95,9 +114,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of `model` on `user_rows` (int64, rows of the histories), top k of each embedding.
 
-    `users`; `unordered_recall` (Eq. 6: any hit, over users), `target_recall` (share of targets), `proportion_unique`
-    (over all users' lists), `unique_within_user`, `coverage` (share of the corpus that anybody gets);
-    `unordered_recall/<surface>` (users whose first target is there), `target_recall/<outcome>` (its targets).
+    See `UserResults.summary` for their names. The model is left in the mode it was in.
     """
     corpus = Corpus.of(dataset)
     users = held_out(dataset, user_rows, num_targets)
@@ -118,12 +135,12 @@ class RolloutScorer:
         self._num_targets = num_targets
         plan = model.config.generate
         self._plan = replace(plan, num_steps=-(-num_targets // plan.offsets_per_step))
-        self._vectors = item_vectors(model, dataset, corpus)
+        self.vectors = item_vectors(model, dataset, corpus)
 
     def __call__(self, users: list[HeldOut]) -> Tensor:
         """[U, J, N]."""
         embeddings, real = self.generate(users)
-        scores = embeddings @ self._vectors.T
+        scores = embeddings @ self.vectors.T
         return scores.masked_fill(~real[..., None], -torch.inf)
 
     def generate(self, users: list[HeldOut]) -> tuple[Tensor, Tensor]:
@@ -187,78 +204,117 @@ def measure(
     drop_seen: bool,
     progress: bool,
 ) -> dict[str, float]:
-    """Score the users batch by batch, in bounded memory, and average."""
-    size = users_at_once(num_targets, corpus)
-    tally = Tally(dataset)
+    """Averages of `measure_users`, see `UserResults.summary`."""
+    return measure_users(scorer, dataset, corpus, users, k, num_targets, drop_seen, progress).summary()
+
+
+def measure_users(
+    scorer: Scorer,
+    dataset: Dataset,
+    corpus: Corpus,
+    users: list[HeldOut],
+    k: int,
+    num_targets: int = NUM_TARGETS,
+    drop_seen: bool = True,
+    progress: bool = False,
+    train_counts: NDArray[np.int64] | None = None,
+) -> UserResults:
+    """Rank each user's corpus under each query, top k of each, batch by batch in bounded memory.
+
+    A `VectorScorer` is searched chunk by chunk of the corpus, any other is asked for all scores. `num_targets`: the
+    most targets that a user has. `train_counts`: int64 [N] (`train_frequency`), to tell cold items apart.
+    """
+    searched = isinstance(scorer, VectorScorer)
+    size = _MAX_USERS if searched else users_at_once(num_targets, corpus)
+    tally = Tally(dataset, corpus, train_counts)
     with tqdm(total=len(users), desc="evaluate", unit=" users", disable=not progress, leave=False) as bar:
         for batch in batches_of(users, size):
             targets, valid = target_columns(dataset, corpus, batch, num_targets)
-            scores = scorer(batch)
-            if drop_seen:
-                drop_seen_items(scores, dataset, corpus, batch)
-            top = scores.topk(min(k + 1, scores.size(-1)), dim=-1)
-            at_targets = scores.gather(2, targets.to(scores.device)[:, None].expand(-1, scores.size(1), -1))
-            hits = metrics.target_hits(top.values, at_targets, k).cpu()
-            retrieved = top.indices.masked_fill(top.values == -torch.inf, -1)[..., :k].flatten(1).cpu()
-            tally.add(batch, hits, valid, retrieved)
+            seen = seen_columns(dataset, corpus, batch) if drop_seen else Seen.nothing()
+            if isinstance(scorer, VectorScorer):
+                found = rank_vectors(*scorer.generate(batch), scorer.vectors, targets, seen, k)
+            else:
+                found = rank_scores(scorer(batch), targets, seen, k)
+            tally.add(batch, found, targets, valid)
             bar.update(len(batch))
-    return tally.means(len(corpus.ids))
+    return tally.results()
 
 
 class Tally:
-    """Per-user and per-target results, gathered over batches."""
+    """Gathers what each batch found."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, corpus: Corpus, train_counts: NDArray[np.int64] | None = None) -> None:
         self._dataset = dataset
+        self._train_counts = train_counts
+        self._retrieved = np.zeros(len(corpus.ids), dtype=np.int64)
         self._users: list[HeldOut] = []
         self._any_hit: list[Tensor] = []
         self._share: list[Tensor] = []
+        self._unique: list[Tensor] = []
         self._target_hit: list[Tensor] = []
-        self._retrieved: list[Tensor] = []
+        self._target_column: list[Tensor] = []
 
-    def add(self, users: list[HeldOut], hits: Tensor, valid: Tensor, retrieved: Tensor) -> None:
-        """Hits bool [U, J, Z], valid bool [U, Z], retrieved int64 [U, J k] columns of the corpus, -1 = none."""
+    def add(self, users: list[HeldOut], found: Ranking, targets: Tensor, valid: Tensor) -> None:
+        """Targets int64 [U, Z] and valid bool [U, Z] as `target_columns` gave them."""
+        hits, retrieved = found.hits, found.retrieved.flatten(1)  # [U, J, Z], [U, J k]
         self._users += users
         self._any_hit.append(metrics.unordered_recall_at_k(hits, valid))
         self._share.append(metrics.target_recall_at_k(hits, valid))
+        self._unique.append(metrics.unique_within_user(retrieved))
         self._target_hit.append(hits.any(dim=1)[valid])
-        self._retrieved.append(retrieved)
+        self._target_column.append(targets[valid])
+        self._retrieved += np.bincount(retrieved[retrieved >= 0].numpy(), minlength=len(self._retrieved))
 
-    def means(self, num_pins: int) -> dict[str, float]:
-        """Averages over users, and over targets by outcome; all 0 without users."""
-        if not self._users:
-            return {"users": 0.0, "unordered_recall": 0.0, "target_recall": 0.0}
-        any_hit, retrieved = torch.cat(self._any_hit), torch.cat(self._retrieved)
-        distinct = retrieved[retrieved >= 0].unique().numel()
-        return {
-            "users": float(len(self._users)),
-            "unordered_recall": float(any_hit.mean()),
-            "target_recall": float(torch.cat(self._share).mean()),
-            "proportion_unique": metrics.proportion_unique(retrieved),
-            "unique_within_user": float(metrics.unique_within_user(retrieved).mean()),
-            "coverage": distinct / num_pins,
-            **self._by_surface(any_hit),
-            **self._by_outcome(),
-        }
+    def results(self) -> UserResults:
+        """Everything so far."""
+        h, vocabulary = self._dataset.histories, self._dataset.vocabulary
+        num_targets = np.array([len(user.targets) for user in self._users], dtype=np.int64)
+        starts = np.array([user.start for user in self._users], dtype=np.int64)
+        stops = np.array([user.stop for user in self._users], dtype=np.int64)
+        first = np.array([user.targets[0] for user in self._users], dtype=np.int64)
+        places = np.concatenate([np.empty(0, np.int64), *(user.targets for user in self._users)])
+        outcome_of = {vocabulary.action_code(name): at for at, name in enumerate(vocabulary.positive_actions)}
+        return UserResults(
+            user_ids=h.user_ids[np.searchsorted(h.offsets, starts, side="right") - 1],
+            any_hit=_joined(self._any_hit, np.float32),
+            target_share=_joined(self._share, np.float32),
+            num_targets=num_targets,
+            unique_within=_joined(self._unique, np.float32),
+            surface=h.surfaces[first],
+            history_length=stops - starts,
+            target_user=np.repeat(np.arange(len(self._users)), num_targets),
+            target_outcome=np.array([outcome_of[code] for code in h.actions[places].tolist()], dtype=np.int32),
+            target_hit=_joined(self._target_hit, np.bool_),
+            target_frequency=self._frequency(_joined(self._target_column, np.int64)),
+            surfaces=vocabulary.surfaces,
+            outcomes=vocabulary.positive_actions,
+            num_retrieved=int(self._retrieved.sum()),
+            num_distinct=int((self._retrieved > 0).sum()),
+            corpus_size=len(self._retrieved),
+        )
 
-    def _by_surface(self, any_hit: Tensor) -> dict[str, float]:
-        surface = self._dataset.histories.surfaces[[u.stop for u in self._users]]
-        return {
-            f"unordered_recall/{name}": float(any_hit[torch.from_numpy(surface == code)].mean())
-            for code, name in enumerate(self._dataset.vocabulary.surfaces, start=1)
-            if (surface == code).any()
-        }
+    def _frequency(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self._train_counts is None:
+            return np.full(len(columns), UNKNOWN_FREQUENCY, dtype=np.int64)
+        return np.where(columns >= 0, self._train_counts[columns], 0)
 
-    def _by_outcome(self) -> dict[str, float]:
-        vocabulary = self._dataset.vocabulary
-        actions = self._dataset.histories.actions[np.concatenate([u.targets for u in self._users])]
-        hit = torch.cat(self._target_hit).numpy()
-        codes = {name: vocabulary.action_code(name) for name in vocabulary.positive_actions}
-        return {
-            f"target_recall/{name}": float(hit[actions == code].mean())
-            for name, code in codes.items()
-            if (actions == code).any()
-        }
+
+def train_frequency(
+    dataset: Dataset, corpus: Corpus, train_rows: NDArray[np.int64], until_ms: int | None = None
+) -> NDArray[np.int64]:
+    """Target events of each pin among the training users (int64 rows), before `until_ms` if given: int64 [N]."""
+    h = dataset.histories
+    is_trained = np.zeros(h.num_users, dtype=bool)
+    is_trained[train_rows] = True
+    chosen = np.repeat(is_trained, np.diff(h.offsets)) & (dataset.target_outcomes >= 0)
+    if until_ms is not None:
+        chosen &= h.timestamps_ms < until_ms
+    columns = corpus.columns(h.item_ids[chosen])
+    return np.bincount(columns[columns >= 0], minlength=len(corpus.ids))
+
+
+def _joined(parts: list[Tensor], dtype: Any) -> NDArray[Any]:
+    return torch.cat(parts).numpy().astype(dtype) if parts else np.empty(0, dtype)
 
 
 def item_vectors(model: PinRec, dataset: Dataset, corpus: Corpus, rows_at_once: int = 16_384) -> Tensor:
@@ -288,20 +344,31 @@ def _left_align(values: Tensor, taken: Tensor, width: int) -> tuple[Tensor, Tens
 
 
 def target_columns(dataset: Dataset, corpus: Corpus, users: list[HeldOut], width: int) -> tuple[Tensor, Tensor]:
-    """Corpus columns of each user's targets: int64 [U, Z] (0 where there is none) and bool [U, Z]."""
-    columns = np.zeros((len(users), width), dtype=np.int64)
-    valid = np.zeros((len(users), width), dtype=np.bool_)
-    for row, user in enumerate(users):
-        columns[row, : len(user.targets)] = corpus.columns(dataset.histories.item_ids[user.targets])
-        valid[row, : len(user.targets)] = True
+    """Corpus columns of each user's targets: int64 [U, Z], -1 where there is none or it is not in the corpus.
+
+    And bool [U, Z]: which targets exist.
+    """
+    columns = np.full((len(users), width), -1, dtype=np.int64)
+    valid = np.arange(width) < np.array([len(user.targets) for user in users])[:, None]
+    places = np.concatenate([user.targets for user in users])
+    columns[valid] = corpus.columns(dataset.histories.item_ids[places])
     return torch.from_numpy(columns), torch.from_numpy(valid)
 
 
+def seen_columns(dataset: Dataset, corpus: Corpus, users: list[HeldOut]) -> Seen:
+    """Each user's earlier items, where the corpus holds them."""
+    lengths = np.array([user.stop - user.start for user in users])
+    rows = np.repeat(np.arange(len(users)), lengths)
+    places = np.concatenate([np.arange(user.start, user.stop) for user in users])
+    columns = corpus.columns(dataset.histories.item_ids[places])
+    held = columns >= 0
+    return Seen(torch.from_numpy(rows[held]), torch.from_numpy(columns[held]))
+
+
 def drop_seen_items(scores: Tensor, dataset: Dataset, corpus: Corpus, users: list[HeldOut]) -> None:
-    """Set the scores of each user's earlier items to -inf, in place."""
-    for row, user in enumerate(users):
-        seen = corpus.columns(dataset.histories.item_ids[user.start : user.stop])
-        scores[row, :, torch.from_numpy(seen[seen >= 0])] = -torch.inf
+    """Set the scores [U, J, N] of each user's earlier items to -inf, in place."""
+    seen = seen_columns(dataset, corpus, users).to(scores.device)
+    scores[seen.rows, :, seen.columns] = -torch.inf
 
 
 def users_at_once(num_queries: int, corpus: Corpus) -> int:

@@ -11,7 +11,18 @@ from pinrec_core.config import config_from_dict
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.data.histories import Histories
 from pinrec_core.eval.baselines.popularity import evaluate_popularity
-from pinrec_core.eval.evaluate import Corpus, Requests, RolloutScorer, evaluate, held_out, item_vectors, measure
+from pinrec_core.eval.evaluate import (
+    Corpus,
+    Requests,
+    RolloutScorer,
+    VectorScorer,
+    evaluate,
+    held_out,
+    item_vectors,
+    measure,
+    measure_users,
+    train_frequency,
+)
 from pinrec_core.eval.served import evaluate_served
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import ItemTable
@@ -119,6 +130,44 @@ def test_queries_that_a_user_lacks_retrieve_nothing():
     found = measure_scores(dataset_of(*USERS), rows, k=1)
     assert found["proportion_unique"] == 0.5  # item 9 twice, nothing from the second query
     assert found["unordered_recall"] == 0.0
+
+
+def test_results_say_who_had_which_target():
+    dataset = dataset_of(*USERS, [(2, SAVE, 1), (2, CLICK, 1), (5, VIEW, 1)])
+    corpus, users = Corpus.of(dataset), held_out(dataset, np.array([0, 1]), 2)
+    scores = torch.tensor(scores_preferring([2, 9, 3], [9, 10, 11, 5, 6]))
+    counts = train_frequency(dataset, corpus, np.array([2]))
+    found = measure_users(lambda batch: scores.clone(), dataset, corpus, users, k=2, num_targets=2, train_counts=counts)
+    assert found.user_ids.tolist() == [0, 1]
+    assert found.any_hit.tolist() == [1, 0]
+    assert found.target_share.tolist() == [0.5, 0]
+    assert found.surface.tolist() == [1, 2]
+    assert found.history_length.tolist() == [2, 1]
+    assert found.target_user.tolist() == [0, 0, 1, 1]
+    assert [found.outcomes[outcome] for outcome in found.target_outcome] == ["click", "save", "save", "save"]
+    assert found.target_hit.tolist() == [True, False, False, False]
+    assert found.target_frequency.tolist() == [2, 0, 0, 0]  # item 2 was saved and clicked; 5 was only viewed
+
+
+def test_training_counts_end_where_training_does():
+    dataset = dataset_of([(2, SAVE, 1), (2, CLICK, 1), (2, SAVE, 1)], [(2, SAVE, 1)])
+    until = int(dataset.histories.timestamps_ms[2])
+    assert train_frequency(dataset, Corpus.of(dataset), np.array([0]), until).tolist()[2] == 2
+    assert train_frequency(dataset, Corpus.of(dataset), np.array([0])).tolist()[2] == 3
+
+
+@pytest.mark.parametrize(("variant", "generate"), [("uc", {}), ("oc", {})])
+@pytest.mark.parametrize("drop_seen", [True, False])
+@torch.inference_mode()
+def test_a_searched_corpus_gives_the_results_of_all_scores(variant, generate, drop_seen):
+    dataset = many_users(unconditioned=variant == "uc")
+    corpus, users = Corpus.of(dataset), held_out(dataset, np.arange(9), 3)
+    scorer = RolloutScorer(model_of(variant, dataset, **generate).eval(), dataset, corpus, num_targets=3)
+    assert isinstance(scorer, VectorScorer)
+    searched = measure_users(scorer, dataset, corpus, users, 3, 3, drop_seen)
+    plain = measure_users(lambda batch: scorer(batch), dataset, corpus, users, 3, 3, drop_seen)
+    assert searched.summary() == pytest.approx(plain.summary())
+    assert searched.target_hit.tolist() == plain.target_hit.tolist()
 
 
 def test_no_users_give_zero():
