@@ -22,7 +22,7 @@ INTERACTIVE = GetCandidatesRequest.INTERACTIVE
 BATCH = GetCandidatesRequest.BATCH
 
 BATCH_SHARE = 0.5
-"""Of the places, at most: a batch request is let in only while so many are free or taken by its like."""
+"""Of the places that there are in overload: a batch request is let in only while fewer are taken."""
 
 STALLED_S = 0.5
 STALLED_LATENCIES = 10
@@ -83,8 +83,10 @@ class Admission:
 
     def places(self, release: Release, priority: Priority) -> int:
         """Requests at once up to which one of this priority is let in."""
-        places = self._limit.places(release.config.serve.max_in_flight)
-        return places if priority == INTERACTIVE else max(1, int(BATCH_SHARE * places))
+        ceiling = release.config.serve.max_in_flight
+        if priority == INTERACTIVE:
+            return self._limit.places(ceiling)
+        return max(1, int(BATCH_SHARE * self._limit.steady(ceiling)))  # a batch makes no bursts: it can wait
 
     async def room_for_batch(self, release: Release, until: float) -> None:
         """Wait until a batch request would be let in, or `until`."""
@@ -97,19 +99,35 @@ class Admission:
         patience_s = max(STALLED_S, STALLED_LATENCIES * self._limit.latency_s)
         return self._now() - self._progress_at > patience_s
 
+    def turn_away(self, release: Release) -> Overloaded | None:
+        """The refusal of a request that nobody has read yet, if not even an interactive one has a place.
+
+        An overload is mostly refusals: they must cost as little as can be. It counts as INTERACTIVE.
+        """
+        places = self.places(release, INTERACTIVE)
+        if self._in_flight.total < places or self.is_stalled:
+            return None
+        self._limit.arrived(self._in_flight.total, release.config.serve.max_in_flight)
+        return self._no_place(places, INTERACTIVE)
+
     def _check(self, release: Release, priority: Priority, deadline: float) -> None:
-        total, places = self._in_flight.total, self.places(release, priority)
+        total = self._in_flight.total
+        self._limit.arrived(total, release.config.serve.max_in_flight)
+        places = self.places(release, priority)
         if total >= places:
             if self.is_stalled:
                 raise Unavailable("the serving stages do not answer")
-            if priority == INTERACTIVE:
-                self._limit.refused()
-            raise self._refused("places", priority, f"all {places} places are taken")
+            raise self._no_place(places, priority)
         # A lone request is always tried: what it takes may have changed, and only an answer tells.
         expected_s = self._limit.latency_s
         if total and deadline - self._now() < expected_s:
             words = f"the deadline leaves less than the {1000 * expected_s:.0f} ms that an answer takes at present"
             raise self._refused("deadline", priority, words)
+
+    def _no_place(self, places: int, priority: Priority) -> Overloaded:
+        if priority != BATCH:  # a batch has fewer places than the limit gives
+            self._limit.refused()
+        return self._refused("places", priority, f"all {places} places are taken")
 
     def _refused(self, reason: str, priority: Priority, words: str) -> Overloaded:
         self._pressure.refused += 1

@@ -3,6 +3,10 @@
 Triton queues what it cannot work on yet. More requests at once than it needs to be busy add waiting and no throughput.
 So the limit is measured: a window that refused somebody raises it if its requests took less than `TOLERANCE` times what
 a lone request takes, and lowers it if they took longer.
+
+It holds only in overload. A burst, or a stall of some tenths of a second, is better answered late than refused; what
+tells it from an overload is that it is over soon (as in the controlled delay of a queue: Nichols and Jacobson, ACM
+Queue 10(5), 2012).
 """
 
 from __future__ import annotations
@@ -13,14 +17,17 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-TOLERANCE, PATIENCE = 3.0, 6.0
-"""Mean latency that is aimed at, in latencies of a lone request: in overload, and while hardly anybody is refused."""
+TOLERANCE = 3.0
+"""Mean latency that is aimed at in overload, in latencies of a lone request."""
 
-OVERLOAD = 0.2
-"""Share of refused requests from which on `TOLERANCE` counts; below it, the less are refused the more `PATIENCE` does.
+BURST = 2.0
+"""More requests at once than so many times the limit are too many, if it lasts."""
 
-A burst is better answered late than refused; of an overload most is refused anyhow.
-"""
+OVERLOAD, RELIEF = 0.5, 0.1
+"""Share of the requests of late that found too many: from the first on it is an overload, until below the second."""
+
+MEMORY_S = 0.7
+"""How late "of late" is: a second ago counts a quarter of now."""
 
 START = 16.0
 """Places before anything was measured."""
@@ -31,9 +38,6 @@ WINDOW_REQUESTS = 8
 
 LOWEST_STEP, HIGHEST_STEP = 0.7, 1.3
 """Factors that one window may change the limit by. The root of what it asks for, since windows are noisy."""
-
-SHARE_WEIGHT = 0.3
-"""Of the newest window in the share of refused requests: some half a second."""
 
 LONE_REQUESTS = 32
 """Lone requests that the latency of an idle ensemble is the median of: some minutes or some milliseconds old."""
@@ -46,16 +50,31 @@ class LatencyLimit:
         self._now = now
         self._limit = START
         self._lone: deque[float] = deque(maxlen=LONE_REQUESTS)
-        self._share = 0.0
+        self.is_overloaded = False
+        self._too_many, self._arrived_at = 0.0, now()
         self.latency_s = 0.0
         """What a request takes at present; 0 = not known yet."""
         self._since = now()
         self._sum_s, self._count, self._most, self._refused = 0.0, 0, 0, 0
 
     def places(self, ceiling: int) -> int:
-        """Requests that may be in the ensemble at once: 1 to `ceiling`."""
+        """Requests that may be in the ensemble at once now: 1 to `ceiling`."""
+        return self.steady(ceiling) if self.is_overloaded else ceiling
+
+    def steady(self, ceiling: int) -> int:
+        """Requests at once that keep latency near that of an idle ensemble, overload or not: 1 to `ceiling`."""
         self._limit = min(self._limit, float(ceiling))
         return max(1, int(self._limit))
+
+    def arrived(self, at_once: int, ceiling: int) -> None:
+        """A request came while `at_once` were in the ensemble."""
+        limit = self.steady(ceiling)
+        bound = limit if self.is_overloaded else min(BURST * limit, ceiling)
+        now = self._now()
+        kept = math.exp((self._arrived_at - now) / MEMORY_S)
+        self._too_many = kept * self._too_many + (1.0 - kept) * (at_once >= bound)
+        self._arrived_at = now
+        self.is_overloaded = self._too_many >= (RELIEF if self.is_overloaded else OVERLOAD)
 
     @property
     def lone_s(self) -> float:
@@ -91,13 +110,10 @@ class LatencyLimit:
         self._sum_s, self._count, self._most, self._refused = 0.0, 0, 0, 0
 
     def _adapt(self) -> None:
-        """By a window that refused somebody; in any other it is not the limit that makes the latency."""
-        self._share += SHARE_WEIGHT * (self._refused / (self._refused + self._count) - self._share)
-        if not self._refused or not self.lone_s:
+        """By a window of overload that refused somebody; in any other it is not the limit that makes the latency."""
+        if not (self.is_overloaded and self._refused and self.lone_s):
             return
-        share = min(1.0, self._share / OVERLOAD)
-        tolerance = share * TOLERANCE + (1.0 - share) * PATIENCE
-        step = math.sqrt(tolerance * self.lone_s / (self._sum_s / self._count))
+        step = math.sqrt(TOLERANCE * self.lone_s / (self._sum_s / self._count))
         if self._most < 2:  # a lone request waits for no other
             step = HIGHEST_STEP
         self._limit = max(1.0, self._limit * min(max(step, LOWEST_STEP), HIGHEST_STEP))

@@ -61,9 +61,9 @@ class Gateway:
         calls = EnsembleCalls(self.ensemble, breaker, metrics)
         self.lag = LoopLag(metrics.loop_lag)
         admission = Admission(in_flight, metrics, lag_s=lambda: self.lag.seconds)
-        candidates_pb2_grpc.add_CandidateServiceServicer_to_server(
-            CandidateServicer(self.watch, admission, breaker, calls, metrics), self.server.server
-        )
+        servicer = CandidateServicer(self.watch, admission, breaker, calls, metrics)
+        self.server.edge.turn_away = servicer.turn_away
+        candidates_pb2_grpc.add_CandidateServiceServicer_to_server(servicer, self.server.server)
         releases_pb2_grpc.add_ReleaseServiceServicer_to_server(
             ReleaseServicer(releases, self.ensemble, self.watch, in_flight, metrics), self.server.server
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import grpc
 import grpc.aio
 
-from pinrec_core.errors import DeadlineExceeded, InvalidRequest, PinrecError, ReleaseNotOpen, Unavailable
+from pinrec_core.errors import DeadlineExceeded, InvalidRequest, Overloaded, PinrecError, ReleaseNotOpen, Unavailable
 from pinrec_core.release import Release
 from services.common.errors import status_of
 from services.common.logs import note_call
@@ -29,6 +29,8 @@ from services.proto.candidates_pb2 import (
     GetCandidatesRequest,
     GetCandidatesResponse,
 )
+
+GET_CANDIDATES = "/pinrec.v1.CandidateService/GetCandidates"
 
 RESERVE = 0.1
 LONGEST_RESERVE_S = 0.05
@@ -57,6 +59,15 @@ class CandidateServicer(candidates_pb2_grpc.CandidateServiceServicer):  # type: 
     ) -> GetCandidatesResponse:
         """Candidates of one user."""
         return await self.answer(request, _deadline_of(context))
+
+    def turn_away(self, method: str) -> Overloaded | None:
+        """The refusal of a call that just came in and is unread, if there is no place for it."""
+        if method != GET_CANDIDATES or not self._watch.is_ready:  # popular lists need no place
+            return None
+        refusal = self._admission.turn_away(self._watch.active())
+        if refusal is not None:
+            self._metrics.request_seconds.labels(grpc.StatusCode.RESOURCE_EXHAUSTED.name).observe(0.0)
+        return refusal
 
     async def BatchGetCandidates(  # noqa: N802  the name in the proto
         self, request: BatchGetCandidatesRequest, context: grpc.aio.ServicerContext
