@@ -39,6 +39,8 @@ class ModelConfig:
     num_heads: int = 4
     hidden_dim: int = 128
     """Width of the decoder."""
+    block: Literal["gpt2", "hstu"] = "gpt2"
+    """The decoder's layers: GPT-2's (the paper's), or HSTU's pointwise attention with gating."""
     embedding_dim: int = 64
     """D: item and generated embeddings."""
     id_dim: int = 64

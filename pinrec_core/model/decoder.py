@@ -1,5 +1,7 @@
-"""GPT-2's decoder: pre-LayerNorm blocks of causal multi-head attention and a GELU MLP (paper, section 4.2).
+"""The causal decoder: GPT-2's blocks (paper, section 4.2), or HSTU's (Zhai et al., arXiv 2402.17152) as an option.
 
+GPT-2: pre-LayerNorm, multi-head softmax attention, a GELU MLP. HSTU: one sublayer, whose attention weighs each token by
+a SiLU of its own instead of a softmax over all, with a bias by distance, and whose result gates a fourth projection.
 Letters: B batch, L tokens of this call, S slots attended to, H heads, D_head = width / H.
 """
 
@@ -65,8 +67,43 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
 
 
+class HstuBlock(nn.Module):
+    """One HSTU layer: U, V, Q, K = SiLU(f1(norm(x))); x + f2(norm(A V) * U), A = SiLU(Q K^T + bias) / tokens seen.
+
+    The bias is one number a head and distance in positions; the reference's second bias, by time, is left out, since
+    our tokens carry their time. What is divided by cancels in the norm that follows (it keeps half precision in range).
+    """
+
+    def __init__(self, config: ModelConfig, max_positions: int) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.norm = nn.LayerNorm(config.hidden_dim)
+        self.uvqk = nn.Linear(config.hidden_dim, 4 * config.hidden_dim)
+        self.distance = nn.Embedding(max_positions, config.num_heads)
+        self.attended_norm = nn.LayerNorm(config.hidden_dim)
+        self.out = nn.Linear(config.hidden_dim, config.hidden_dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, visible: Tensor, distance: Tensor, cache: LayerCache | None, start: int) -> Tensor:
+        """[B, L, width] -> [B, L, width].
+
+        visible bool [B or 1, 1, L, S]: which of the S = start + L slots each token sees; distance int64 [B or 1, L, S]:
+        positions from each slot to each token, 0 or more where it is seen.
+        """
+        batch, length, width = x.shape
+        projected = F.silu(self.uvqk(self.norm(x))).view(batch, length, 4, self.num_heads, width // self.num_heads)
+        u, v, q, k = projected.permute(2, 0, 3, 1, 4)  # each [B, H, L, D_head]
+        if cache is not None:
+            k, v = cache.write(start, k, v)  # [B, H, S, D_head]
+        scores = q @ k.transpose(2, 3) / math.sqrt(q.size(-1)) + self.distance(distance).permute(0, 3, 1, 2)
+        weights = F.silu(scores) * visible / visible.sum(dim=3, keepdim=True)  # [B, H, L, S]
+        attended = self.attended_norm((weights @ v).transpose(1, 2).reshape(batch, length, width))
+        gated = attended * u.transpose(1, 2).reshape(batch, length, width)
+        return x + self.dropout(self.out(gated))  # type: ignore[no-any-return]
+
+
 class Decoder(nn.Module):
-    """Learned positions, `num_layers` blocks, a final LayerNorm."""
+    """Learned positions, `num_layers` blocks of `model.block`, a final LayerNorm."""
 
     def __init__(self, config: ModelConfig, max_positions: int) -> None:
         super().__init__()
@@ -74,7 +111,10 @@ class Decoder(nn.Module):
         self.head_dim = config.hidden_dim // config.num_heads
         self.positions = nn.Embedding(max_positions, config.hidden_dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
+        self.is_hstu = config.block == "hstu"
+        self.blocks = nn.ModuleList(
+            [HstuBlock(config, max_positions) if self.is_hstu else Block(config) for _ in range(config.num_layers)]
+        )
         self.norm = nn.LayerNorm(config.hidden_dim)
         self.apply(_init_gpt2)
         for name, parameter in self.named_parameters():
@@ -94,9 +134,20 @@ class Decoder(nn.Module):
         `start` is the first cache slot that the L tokens take; see `Attention.forward` for `mask`.
         """
         x = self.dropout(tokens + self.positions(positions))
+        seen = self._seen(positions, mask, cache, start) if self.is_hstu else (mask,)
         for index, block in enumerate(self.blocks):
-            x = block(x, mask, cache.layers[index] if cache else None, start)
+            x = block(x, *seen, cache.layers[index] if cache else None, start)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def _seen(self, positions: Tensor, mask: Tensor | None, cache: KVCache | None, start: int) -> tuple[Tensor, Tensor]:
+        """What an `HstuBlock` takes of the mask and of the distances between slots, once for all blocks."""
+        own = positions.view(-1, positions.size(-1))  # [B or 1, L]
+        slots = own if cache is None else cache.write_positions(start, own)  # [B or 1, S]
+        distance = (own[:, :, None] - slots[:, None]).clamp_min(0)  # [B or 1, L, S]
+        if mask is None:
+            length = own.size(1)
+            mask = torch.ones(1, 1, length, length, dtype=torch.bool, device=positions.device).tril()
+        return mask, distance
 
     def new_cache(self, batch: int, slots: int, like: Tensor) -> KVCache:
         """An empty cache for `slots` tokens a user."""

@@ -34,3 +34,11 @@ class KVCache:
             LayerCache(*(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2)))
             for _ in range(num_layers)
         ]
+        self.positions = torch.zeros(shape[0], shape[2], dtype=torch.int64, device=like.device)
+        """int64 [B, S]: position of the token in each slot; for blocks whose attention depends on distances."""
+
+    def write_positions(self, start: int, positions: Tensor) -> Tensor:
+        """Store int64 [B or 1, n] at slots [start, start + n); returns those of all slots up to there, [B, end]."""
+        end = start + positions.size(1)
+        self.positions[:, start:end] = positions
+        return self.positions[:, :end]

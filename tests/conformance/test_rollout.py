@@ -17,9 +17,9 @@ VOCABULARY = Vocabulary(("save", "click"), ("save", "click", "search"), ("home",
 CONTENT_DIM = 6
 
 
-def config_with(plan):
+def config_with(plan, block):
     model = ModelConfig(num_layers=2, num_heads=2, hidden_dim=16, embedding_dim=8, id_dim=4, hash_rows=50, hash_dim=4)
-    return Config(model=replace(model, max_history=9), targets=TargetConfig(max_offset=4), generate=plan)
+    return Config(model=replace(model, max_history=9, block=block), targets=TargetConfig(max_offset=4), generate=plan)
 
 
 def history(rng, length):
@@ -34,9 +34,12 @@ def history(rng, length):
     )
 
 
-def case(plan, lengths, outcomes):
+def case(plan, lengths, outcomes, block="gpt2"):
     torch.manual_seed(0)
-    model = PinRec(config_with(plan), VOCABULARY, CONTENT_DIM).eval()
+    model = PinRec(config_with(plan, block), VOCABULARY, CONTENT_DIM).eval()
+    for layer in model.decoder.blocks:
+        if block == "hstu":  # biases large enough that a wrong distance shows
+            torch.nn.init.normal_(layer.distance.weight)
     rng = np.random.default_rng(0)
     inputs = collate([history(rng, n) for n in lengths])
     outcome = torch.tensor(outcomes)
@@ -53,10 +56,11 @@ PLANS = [
 ]
 
 
+@pytest.mark.parametrize("block", ["gpt2", "hstu"])
 @pytest.mark.parametrize("plan", PLANS)
 @torch.inference_mode()
-def test_cached_equals_uncached(plan):
-    model, inputs, branches = case(plan, lengths=[0, 1, 5, 9], outcomes=[[0, 1], [1, 0], [0, 1], [1, 1]])
+def test_cached_equals_uncached(plan, block):
+    model, inputs, branches = case(plan, [0, 1, 5, 9], outcomes=[[0, 1], [1, 0], [0, 1], [1, 1]], block=block)
     fast = rollout(model, inputs, branches, plan)
     plain = rollout_uncached(model, inputs, branches, plan)
     assert fast.shape == (4, 2, plan.num_steps * plan.offsets_per_step, 8)

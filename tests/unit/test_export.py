@@ -1,11 +1,13 @@
 """Export: a release from a trained model; from a newer log, in the codes and content space that the model knows."""
 
 import stat
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pinrec_core.codec import dequantize
 from pinrec_core.config import config_from_dict
@@ -68,6 +70,16 @@ def test_a_release_holds_everything(first):
         "config.json", "decoder.safetensors", "display", "id_embedding.pt", "id_tables", "index", "items",
         "manifest.json", "popular", "text_encoder", "vocabulary.json",
     }  # fmt: skip
+
+
+def test_the_decoders_block_is_carried(first, tmp_path):
+    _, dataset, _, _ = first
+    config = replace(CONFIG, model=replace(CONFIG.model, block="hstu"))
+    model = PinRec(config, dataset.vocabulary, dataset.items.content.shape[1])
+    served = PinRec.open(open_release(tmp_path, export(model, dataset, tmp_path, {"x": 1})))
+    assert served.decoder.is_hstu
+    for name, weight in model.decoder.state_dict().items():
+        assert torch.equal(served.decoder.state_dict()[name], weight)
 
 
 def test_another_user_may_read_it(first):

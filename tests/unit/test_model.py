@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from pinrec_core.config import Config, GenerateConfig, ModelConfig
+from pinrec_core.model.decoder import HstuBlock
 from pinrec_core.model.inputs import collate
 from pinrec_core.model.item_embedder import ItemEmbedder
 from pinrec_core.model.pinrec import PinRec
@@ -66,15 +68,37 @@ def test_content_and_ids_can_each_be_left_out(use_content, use_ids):
     assert torch.equal(embedder(content, types, id_emb + 1), before) != use_ids
 
 
+@pytest.mark.parametrize("block", ["gpt2", "hstu"])
 @torch.inference_mode()
-def test_hidden_states_are_causal():
+def test_hidden_states_are_causal(block):
     """A change in event 3 reaches the states from index 3 on (index 0 is the start token's), and none before."""
-    model, inputs = pinrec(), inputs_of(5)
+    model, inputs = pinrec(block=block), inputs_of(5)
     content = inputs.content.clone()
     content[:, 2] += 1
     before, after = model.hidden_states(inputs), model.hidden_states(replace(inputs, content=content))
     torch.testing.assert_close(after[:, :3], before[:, :3])
     assert (after[:, 3:] - before[:, 3:]).abs().amax(dim=-1).min() > 1e-6
+
+
+@torch.inference_mode()
+def test_an_hstu_block_by_its_equations():
+    """One token and head at a time: weights are SiLUs of their own, the result is normalized, gated and added."""
+    torch.manual_seed(0)
+    block = HstuBlock(MODEL, max_positions=9).eval()
+    torch.nn.init.normal_(block.distance.weight)
+    x = torch.randn(1, 3, 16)
+    at = torch.arange(3)
+    visible, distance = torch.ones(1, 1, 3, 3, dtype=torch.bool).tril(), (at[:, None] - at).clamp_min(0)[None]
+    u, v, q, k = F.silu(block.uvqk(block.norm(x[0]))).split(16, dim=1)  # [3, 16], two heads of 8
+    attended = torch.zeros(3, 16)
+    for token in range(3):
+        for head in range(2):
+            own = slice(8 * head, 8 * head + 8)
+            for slot in range(token + 1):
+                score = q[token, own] @ k[slot, own] / 8**0.5 + block.distance.weight[token - slot, head]
+                attended[token, own] += F.silu(score) * v[slot, own] / (token + 1)
+    expected = x[0] + block.out(block.attended_norm(attended) * u)
+    torch.testing.assert_close(block(x, visible, distance, None, 0)[0], expected)
 
 
 @pytest.mark.parametrize(
