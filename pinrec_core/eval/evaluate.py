@@ -2,9 +2,9 @@
 
 A user's last `num_targets` target events are the targets; all that came before the first of them is the history. Every
 variant is compared with as many embeddings as the user has targets: `uc` rolls out that many steps; `oc` and `mt_oc`
-divide them over outcomes by the targets' own actions (the paper's conditioning on true outcomes), each outcome's first
-ones counting. Nothing is teacher-forced. Items that the user has seen are dropped for all alike, so a target seen
-before counts as missed.
+divide them over outcomes, by default by the targets' own actions (the paper's conditioning on true outcomes), each
+outcome's first ones counting. Nothing is teacher-forced. Items that the user has seen are dropped for all alike, so a
+target seen before counts as missed.
 Letters: U users, J embeddings a user, Z targets a user, N pins of the corpus.
 """
 
@@ -24,9 +24,11 @@ from pinrec_core import codec
 from pinrec_core.config import GenerateConfig
 from pinrec_core.data.batches import content_rows, event_rows
 from pinrec_core.data.dataset import Dataset
+from pinrec_core.errors import InvalidConfig
 from pinrec_core.eval import metrics
 from pinrec_core.eval.ranking import Ranking, Seen, rank_scores, rank_vectors
 from pinrec_core.eval.results import UNKNOWN_FREQUENCY, UserResults
+from pinrec_core.generate.budget import allocate, normalize
 from pinrec_core.generate.rollout import Branches, rollout
 from pinrec_core.model.inputs import collate
 from pinrec_core.model.pinrec import PinRec
@@ -34,6 +36,8 @@ from pinrec_core.schema import ItemType
 
 NUM_TARGETS = 8
 """Delta of the protocol."""
+TRUE_OUTCOMES, PAST_OUTCOMES = "true", "past"
+"""Ways of conditioning beside the name of an outcome."""
 
 _MAX_USERS, _MAX_SCORES = 128, 1 << 26
 """Users and scores (U x J x N, 256 MiB) held at a time."""
@@ -103,6 +107,20 @@ class VectorScorer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Reading:
+    """One way to measure a model."""
+
+    k: int = 10
+    """Items that each embedding retrieves."""
+    num_targets: int = NUM_TARGETS
+    """Most targets that a user has; as many embeddings as the user's own are generated."""
+    drop_seen: bool = True
+    """Whether items that the user has seen are left out for everybody."""
+    conditioning: str = TRUE_OUTCOMES
+    """How embeddings are divided over outcomes: see `Requests`."""
+
+
 def evaluate(
     model: PinRec,
     dataset: Dataset,
@@ -116,22 +134,59 @@ def evaluate(
 
     See `UserResults.summary` for their names. The model is left in the mode it was in.
     """
-    corpus = Corpus.of(dataset)
     users = held_out(dataset, user_rows, num_targets)
+    reading = Reading(k, num_targets, drop_seen)
+    return evaluate_users(model, dataset, users, reading, progress=progress).summary()
+
+
+def evaluate_users(
+    model: PinRec,
+    dataset: Dataset,
+    users: list[HeldOut],
+    reading: Reading,
+    training: Dataset | None = None,
+    progress: bool = False,
+) -> UserResults:
+    """What `model`, as it is configured to generate, finds for `users`, whose places are those of `dataset`.
+
+    `training`: what it was trained on, for the training mix and to tell cold items. The model is left in the mode it
+    was in. Raises InvalidConfig for a conditioning that the model does not know.
+    """
+    corpus = Corpus.of(dataset)
+    counts = None if training is None else train_frequency(training, corpus, np.arange(training.histories.num_users))
+    mix = None if training is None else outcome_mix(training)
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        scorer = RolloutScorer(model, dataset, corpus, num_targets)
-        results = measure(scorer, dataset, corpus, users, k, num_targets, drop_seen, progress)
+        scorer = RolloutScorer(model, dataset, corpus, reading.num_targets, reading.conditioning, mix)
+        results = measure_users(
+            scorer, dataset, corpus, users, reading.k, reading.num_targets, reading.drop_seen, progress, counts
+        )
     model.train(was_training)
     return results
+
+
+def outcome_mix(training: Dataset) -> NDArray[np.float64]:
+    """Share of each outcome among the target events: float64 [A] that sums to 1 (equal shares without events)."""
+    outcomes = training.target_outcomes
+    counts = np.bincount(outcomes[outcomes >= 0], minlength=len(training.vocabulary.outcomes))
+    return normalize(np.maximum(counts, not counts.any()).astype(np.float64))
 
 
 class RolloutScorer:
     """Scores the corpus under a model's free-running rollout, as many embeddings as a user has targets."""
 
-    def __init__(self, model: PinRec, dataset: Dataset, corpus: Corpus, num_targets: int) -> None:
-        self._requests = Requests(model, dataset)
+    def __init__(
+        self,
+        model: PinRec,
+        dataset: Dataset,
+        corpus: Corpus,
+        num_targets: int,
+        conditioning: str = TRUE_OUTCOMES,
+        training_mix: NDArray[np.float64] | None = None,
+    ) -> None:
+        """See `Requests` for the last two."""
+        self._requests = Requests(model, dataset, conditioning, training_mix)
         self._num_targets = num_targets
         plan = model.config.generate
         self._plan = replace(plan, num_steps=-(-num_targets // plan.offsets_per_step))
@@ -152,24 +207,42 @@ class RolloutScorer:
 
 
 class Requests:
-    """Held-out users as serving would meet them: their history, then a rollout for the outcomes of their targets."""
+    """Held-out users as serving would meet them: their history, then a rollout for outcomes that share the targets.
 
-    def __init__(self, model: PinRec, dataset: Dataset) -> None:
+    conditioning: how a user's budget, as many embeddings as targets, is divided. `true`: as the targets' own outcomes
+    are (the paper, section 5.1). `past`: as the target events of the user's history are, by largest remainder; without
+    any as `training_mix` says. The name of an outcome: all on it (Figure 4).
+    """
+
+    def __init__(
+        self,
+        model: PinRec,
+        dataset: Dataset,
+        conditioning: str = TRUE_OUTCOMES,
+        training_mix: NDArray[np.float64] | None = None,
+    ) -> None:
+        """training_mix: float64 [A], sums to 1; equal shares if left out. Raises InvalidConfig."""
+        outcomes = dataset.vocabulary.outcomes
+        allowed = (TRUE_OUTCOMES, PAST_OUTCOMES, *outcomes)
+        if conditioning not in allowed:
+            raise InvalidConfig(f"conditioning has value {conditioning!r}; allowed: one of {list(allowed)}")
         self._model = model
         self._dataset = dataset
         self._device = model.start_token.device
+        self._conditioning = conditioning
+        self._training_mix = np.full(len(outcomes), 1 / len(outcomes)) if training_mix is None else training_mix
 
     def roll_out(
         self, users: list[HeldOut], plan: GenerateConfig
     ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
-        """Embeddings float32 [U, A', M, D] of the outcomes int64 [U, A'], and target counts int64 [U, A].
+        """Embeddings float32 [U, A', M, D] of the outcomes int64 [U, A'], and budgets int64 [U, A] in embeddings.
 
         A' is the most outcomes any of the users has; a user's own stand first.
         """
         h, items = self._dataset.histories, self._dataset.items
         longest = _longest_history(self._model, plan)
         inputs = collate([event_rows(h, items, max(u.start, u.stop - longest), u.stop) for u in users])
-        counts = self._target_counts(users)
+        counts = np.stack([self._budget(user) for user in users])
         width = int((counts > 0).sum(axis=1).max())
         outcomes = np.argsort(-counts, axis=1, kind="stable")[:, :width]
         first = np.array([u.stop for u in users])
@@ -181,14 +254,21 @@ class Requests:
         )
         return rollout(self._model, inputs.to(self._device), branches, plan), outcomes, counts
 
-    def _target_counts(self, users: list[HeldOut]) -> NDArray[np.int64]:
-        """The multiset of each user's targets' outcomes: int64 [U, A]."""
-        vocabulary = self._dataset.vocabulary
-        actions = self._dataset.histories.actions
-        num_outcomes = len(vocabulary.outcomes)
-        return np.stack(
-            [np.bincount(vocabulary.outcome_of_action[actions[u.targets]], minlength=num_outcomes) for u in users]
-        )
+    def _budget(self, user: HeldOut) -> NDArray[np.int64]:
+        """Embeddings of each outcome: int64 [A], as many as the user has targets."""
+        if self._conditioning == TRUE_OUTCOMES:
+            return self._outcome_counts(user.targets)
+        if self._conditioning == PAST_OUTCOMES:
+            past = self._outcome_counts(np.arange(user.start, user.stop))
+            return allocate(normalize(past.astype(np.float64)) if past.any() else self._training_mix, len(user.targets))
+        counts = np.zeros(len(self._training_mix), dtype=np.int64)
+        counts[self._dataset.vocabulary.outcome_index(self._conditioning)] = len(user.targets)
+        return counts
+
+    def _outcome_counts(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The multiset of the outcomes of events: int64 [A]; those that are no target do not count."""
+        outcomes = self._dataset.target_outcomes[places]
+        return np.bincount(outcomes[outcomes >= 0], minlength=len(self._training_mix))
 
     def _tensor(self, array: NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(array.astype(np.int64)).to(self._device)

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pinrec_core.config import DataConfig
+from pinrec_core.config import Config, DataConfig
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.data.histories import Histories, Split, split_users
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.eval.evaluate import NUM_TARGETS, HeldOut, held_out
+from pinrec_core.release import ItemTable
+from pinrec_core.schema import ItemType
 
 KUAIRAND_CUT_MS = 1_651_334_400_000
 """1 May 2022, 0:00 in Beijing, where KuaiRand's days are counted."""
@@ -49,6 +51,28 @@ class Parts:
             timestamps_ms=h.timestamps_ms[kept],
         )
         return replace(dataset, histories=histories)
+
+
+def engaged_only(dataset: Dataset) -> Dataset:
+    """`dataset` without the pins that no event has: the corpus of the comparisons on KuaiRand."""
+    items = dataset.items
+    engaged = np.isin(items.ids, dataset.histories.item_ids) | (items.types != ItemType.PIN)
+    return replace(
+        dataset,
+        items=ItemTable(items.ids[engaged], items.types[engaged], items.content[engaged], items.scale[engaged]),
+    )
+
+
+def as_configured(dataset: Dataset, config: Config, num_targets: int = NUM_TARGETS) -> Parts:
+    """As `pinrec train` and `pinrec evaluate` divide: users apart by `config.data`, last targets held out."""
+    split = dataset.split(config)
+    return Parts(
+        train_rows=split.train,
+        validation=held_out(dataset, split.validation, num_targets),
+        test=held_out(dataset, split.test, num_targets),
+        train_until_ms=None,
+        train_events=_events_of(dataset, split.train),
+    )
 
 
 def disjoint_users(

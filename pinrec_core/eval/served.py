@@ -2,8 +2,8 @@
 
 Eq. 6 lets each embedding retrieve k items whether or not another embedding has them too. Serving does not: similar
 embeddings become one with more places, and no item is given twice. Here the held-out users of `evaluate` ask for
-k x num_targets candidates, with their targets' outcome mix as the budget and the configured number of steps, and get
-what the retrieve stage would answer with an exact index and without fillers.
+k x num_targets candidates, with a budget after `conditioning` (their targets' outcome mix) and the configured number of
+steps, and get what the retrieve stage would answer with an exact index and without fillers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.eval.evaluate import (
     NUM_TARGETS,
+    TRUE_OUTCOMES,
     Corpus,
     HeldOut,
     Requests,
@@ -40,6 +41,7 @@ def evaluate_served(
     k: int = 10,
     num_targets: int = NUM_TARGETS,
     drop_seen: bool = True,
+    conditioning: str = TRUE_OUTCOMES,
 ) -> dict[str, float]:
     """Metrics of the candidates served to `user_rows` (int64, rows of the histories).
 
@@ -48,7 +50,7 @@ def evaluate_served(
     """
     corpus = Corpus.of(dataset)
     model.eval()
-    requests, vectors = Requests(model, dataset), item_vectors(model, dataset, corpus)
+    requests, vectors = Requests(model, dataset, conditioning), item_vectors(model, dataset, corpus)
     any_hit, share, ratio = [], [], []
     users = held_out(dataset, user_rows, num_targets)
     plan = model.config.generate

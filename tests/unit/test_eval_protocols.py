@@ -3,10 +3,20 @@
 import numpy as np
 import pytest
 
+from pinrec_core.config import config_from_dict
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.data.histories import Histories
 from pinrec_core.errors import InvalidConfig
-from pinrec_core.eval.protocols import Parts, disjoint_in_time, disjoint_users, leave_one_out, time_cut
+from pinrec_core.eval.evaluate import Corpus
+from pinrec_core.eval.protocols import (
+    Parts,
+    as_configured,
+    disjoint_in_time,
+    disjoint_users,
+    engaged_only,
+    leave_one_out,
+    time_cut,
+)
 from pinrec_core.release import ItemTable
 from pinrec_core.schema import Vocabulary
 from pinrec_core.text_encoder import TextEncoder
@@ -55,7 +65,16 @@ def measured(dataset, parts: Parts):
     return {owner(dataset, user.start) for user in parts.validation + parts.test}
 
 
-@pytest.mark.parametrize("make", [lambda d: disjoint_users(d, seed=3), lambda d: disjoint_in_time(d, cut_ms=100)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda dataset: disjoint_users(dataset, seed=3),
+        lambda dataset: disjoint_in_time(dataset, cut_ms=100),
+        lambda dataset: as_configured(
+            dataset, config_from_dict({"data": {"test_share": 0.3, "validation_share": 0.1}})
+        ),
+    ],
+)
 def test_evaluation_users_never_occur_in_training(make):
     dataset = crowd()
     parts = make(dataset)
@@ -116,6 +135,11 @@ def test_leave_one_out_by_hand():
     assert training.offsets.tolist() == [0, 3, 3, 4]
     held = {int(p) for u in parts.validation + parts.test for p in u.targets}
     assert not parts.train_events[list(held)].any()
+
+
+def test_pins_without_an_event_leave_the_corpus():
+    dataset = dataset_of([(3, SAVE, 1), (7, VIEW, 2)])
+    assert Corpus.of(engaged_only(dataset)).ids.tolist() == [3, 7]
 
 
 def test_the_time_cut_leaves_its_share_before():

@@ -10,17 +10,22 @@ from pinrec_core.codec import quantize
 from pinrec_core.config import config_from_dict
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.data.histories import Histories
+from pinrec_core.errors import InvalidConfig
 from pinrec_core.eval.baselines.popularity import evaluate_popularity
 from pinrec_core.eval.evaluate import (
     Corpus,
+    HeldOut,
+    Reading,
     Requests,
     RolloutScorer,
     VectorScorer,
     evaluate,
+    evaluate_users,
     held_out,
     item_vectors,
     measure,
     measure_users,
+    outcome_mix,
     train_frequency,
 )
 from pinrec_core.eval.served import evaluate_served
@@ -234,6 +239,66 @@ def test_embeddings_are_divided_by_the_targets_own_outcomes():
     torch.testing.assert_close(embeddings[0, 0], others[0, 2])
     torch.testing.assert_close(embeddings[0, 2], others[0, 0])
     assert not torch.allclose(embeddings[0, 0], embeddings[0, 2])
+
+
+def budgets_of(conditioning, users, training_mix=None):
+    """Embeddings of (save, click) that each user's request asks for."""
+    dataset = dataset_of(*users)
+    requests = Requests(model_of("oc", dataset).eval(), dataset, conditioning, training_mix)
+    held = held_out(dataset, np.arange(len(users)), 4)
+    return requests.roll_out(held, model_of("oc", dataset).config.generate)[2].tolist()
+
+
+# three saves, a click and a view, then the four targets: a save and three clicks
+MIXED = [(i, action, 1) for i, action in enumerate([SAVE, SAVE, CLICK, VIEW, SAVE, SAVE, CLICK, CLICK, CLICK])]
+
+
+@torch.inference_mode()
+def test_budgets_follow_the_targets_the_past_or_one_outcome():
+    assert budgets_of("true", [MIXED]) == [[1, 3]]
+    assert budgets_of("past", [MIXED]) == [[3, 1]]
+    assert budgets_of("save", [MIXED]) == [[4, 0]]
+    assert budgets_of("click", [MIXED]) == [[0, 4]]
+
+
+@torch.inference_mode()
+def test_without_a_past_the_training_mix_stands_in():
+    dataset = dataset_of([(0, VIEW, 1), (1, SAVE, 1), (2, SAVE, 1), (3, SAVE, 1), (4, SAVE, 1)])
+    user = HeldOut(0, 1, np.arange(1, 5))
+    model = model_of("oc", dataset).eval()
+    for mix, expected in ((None, [2, 2]), (np.array([0.25, 0.75]), [1, 3])):
+        requests = Requests(model, dataset, "past", mix)
+        assert requests.roll_out([user], model.config.generate)[2].tolist() == [expected]
+
+
+def test_the_training_mix_counts_target_events():
+    assert outcome_mix(dataset_of([(0, SAVE, 1), (1, VIEW, 1), (2, CLICK, 1), (3, SAVE, 1)])).tolist() == [2 / 3, 1 / 3]
+    assert outcome_mix(dataset_of([(0, VIEW, 1)])).tolist() == [0.5, 0.5]
+
+
+def test_an_unknown_conditioning_is_refused():
+    dataset = dataset_of(*USERS)
+    with pytest.raises(InvalidConfig, match=r"conditioning has value 'buy'; allowed: one of \['true', 'past', 'save'"):
+        Requests(model_of("oc", dataset), dataset, "buy")
+
+
+@torch.inference_mode()
+def test_conditioning_changes_what_oc_is_asked_and_not_what_uc_is_asked():
+    for variant in ("oc", "uc"):
+        dataset = many_users(unconditioned=variant == "uc", seed=3)
+        model, users = model_of(variant, dataset).eval(), held_out(dataset, np.arange(9), 3)
+        true, past = (RolloutScorer(model, dataset, Corpus.of(dataset), 3, name)(users) for name in ("true", "past"))
+        assert torch.equal(true, past) == (variant == "uc")
+
+
+def test_cold_items_are_told_by_what_was_trained_on():
+    dataset = many_users()
+    users = held_out(dataset, np.arange(3), 3)
+    training = replace(dataset, histories=many_users(seed=1).histories)
+    found = evaluate_users(model_of("oc", dataset), dataset, users, Reading(3, 3), training)
+    items = dataset.histories.item_ids[np.concatenate([user.targets for user in users])]
+    trained = training.histories.item_ids[training.target_outcomes >= 0]
+    assert found.target_frequency.tolist() == [int((trained == item).sum()) for item in items]
 
 
 def test_evaluate_leaves_the_model_as_it_was_and_depends_on_nothing_else():
