@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+MAX_SHOWN_CHARS = 200
+"""Of a wrong value: enough to recognize it, so that an error never echoes a megabyte."""
+
 
 class PinrecError(Exception):
     """Base of all errors that this project raises on purpose."""
@@ -25,7 +28,7 @@ class InvalidRequest(PinrecError, ValueError):
     code = "INVALID_ARGUMENT"
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
-        super().__init__(f"{field} has value {value!r}; allowed: {allowed}")
+        super().__init__(f"{field} has value {_shown(value)}; allowed: {allowed}")
         self.field, self.value, self.allowed = field, value, allowed
 
     def within(self, place: str) -> InvalidRequest:
@@ -121,6 +124,11 @@ class LimitExceeded(PinrecError):
     def __init__(self, limit: str, retry_after_s: float) -> None:
         super().__init__(f"the limit of this client is {limit}; try again in {retry_after_s:.3g} s")
         self.retry_after_s = retry_after_s
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}... ({len(text)} characters)"
 
 
 BY_CODE: dict[str, type[PinrecError]] = {cls.code: cls for cls in (DeadlineExceeded, Overloaded, Unavailable)}

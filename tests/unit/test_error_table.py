@@ -42,3 +42,21 @@ def test_what_nobody_raised_on_purpose_is_hidden_and_logged(caplog):
     error = FileNotFoundError("/secret/path/tables.bin")
     assert status_of(error) == (grpc.StatusCode.INTERNAL, INTERNAL_MESSAGE)
     assert caplog.records[0].exc_info[1] is error
+
+
+def test_a_value_of_a_megabyte_is_not_sent_back():
+    """It would be a header that no client takes: the call would fail as RESOURCE_EXHAUSTED, by the client itself."""
+    code, message = status_of(
+        errors.InvalidRequest("surface", "x" * 1_000_000, "one of ['home']").within("requests[3]")
+    )
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message == f"requests[3].surface has value '{'x' * 199}... (1000002 characters); allowed: one of ['home']"
+
+
+@pytest.mark.parametrize("letter", ["x", "\u00e9", "\U0001f600"])
+def test_no_message_is_longer_than_a_header(letter):
+    _, message = status_of(errors.Unavailable(letter * 100_000))
+    assert message.endswith("...")
+    assert 1_990 <= len(message.encode()) <= 2_000
+    _, message = status_of(errors.Unavailable(letter * 400))
+    assert message == letter * 400
