@@ -5,6 +5,8 @@ them, so that every logged query makes the prefix that a search request makes. A
 events a visit. Such a run, where it does not begin at the user's first event, leaves position 0 out: what follows the
 start token alone is trained as cold start only. Serving cuts histories the same way, so the start token learns to stand
 before a cut history too.
+With several training processes each takes a shard of the users: all draw the whole batch's random numbers, targets and
+candidates, which are cheap, and look up contents only for their own users and their own part of the candidates.
 Letters: B batch, T events, R rows (a position with what it is conditioned on), W window, C candidates (distinct
 targets and random negatives).
 """
@@ -12,7 +14,7 @@ targets and random negatives).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +33,21 @@ from pinrec_core.schema import UNKNOWN_CODE, ItemType
 
 _EPOCH_STREAM, _STEP_STREAM = 0, 1
 """Keep the random numbers of an epoch's order and of a step apart."""
+
+
+class Shard(NamedTuple):
+    """Which part of a batch one of several training processes takes."""
+
+    rank: int
+    size: int
+
+    def bounds(self, total: int) -> tuple[int, int]:
+        """Start and stop of this part of `total` things: equal runs, the last ones shorter or empty."""
+        run = -(-total // self.size)
+        return min(total, self.rank * run), min(total, (self.rank + 1) * run)
+
+
+WHOLE = Shard(0, 1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,7 @@ def content_rows(items: ItemTable, item_ids: NDArray[np.int64]) -> tuple[NDArray
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Tensors of one step."""
+    """Tensors of one step; inputs and rows are those of the shard, candidates those of the whole batch."""
 
     inputs: SequenceInputs
     position: Tensor
@@ -90,12 +107,16 @@ class TrainingBatch:
     """bool [R, W]"""
     candidate_ids: Tensor
     """int64 [C], pins, each once"""
+    own_candidates: tuple[int, int]
+    """Start and stop of the candidates that the shard embeds; all of them where the batch is whole."""
     candidate_content: Tensor
-    """float32 [C, D_sem]"""
+    """float32 [stop - start, D_sem]: content of the shard's own candidates"""
     negative: Tensor
     """bool [C]: whether a candidate serves as a negative (without in-batch negatives: the random ones)"""
     num_draws: int
-    """Target events of the batch: in-batch negatives with their repeats; 0 without in-batch negatives."""
+    """Target events of the whole batch: in-batch negatives with their repeats; 0 without in-batch negatives."""
+    num_rows: int
+    """Rows of the whole batch: what the loss is averaged over."""
 
     def to(self, device: torch.device) -> TrainingBatch:
         """Move every tensor to a device."""
@@ -126,7 +147,11 @@ class BatchStream:
     @property
     def random_share(self) -> float:
         """Random negatives of a batch / pins."""
-        return min(self._train.random_negatives, len(self._pins)) / len(self._pins)
+        return self._num_random / len(self._pins)
+
+    @property
+    def _num_random(self) -> int:
+        return min(self._train.random_negatives, len(self._pins))
 
     def target_ids(self) -> NDArray[np.int64]:
         """Item ids of every target event of the training users, for the count-min sketch."""
@@ -135,18 +160,22 @@ class BatchStream:
         of_user = np.repeat(is_user, np.diff(self._dataset.histories.offsets))
         return self._dataset.histories.item_ids[of_user & (self._dataset.target_outcomes >= 0)]
 
-    def batch(self, step: int) -> TrainingBatch:
-        """The batch of a step (from 0): the same for the same seed, data and configuration."""
+    def batch(self, step: int, shard: Shard = WHOLE) -> TrainingBatch:
+        """The batch of a step (from 0), or a shard of it: the same for the same seed, data and configuration."""
         rng = np.random.default_rng([self._train.seed, _STEP_STREAM, step])
         bounds = [self._chunk(user, rng) for user in self._users_of(step)]
-        rows = [event_rows(self._dataset.histories, self._dataset.items, start, stop) for start, stop, _ in bounds]
+        histories = self._dataset.histories
         outcomes = _pad([self._dataset.target_outcomes[start:stop] for start, stop, _ in bounds], fill=-1)
-        surfaces = _pad([row.surfaces for row in rows], fill=UNKNOWN_CODE)
+        surfaces = _pad([histories.surfaces[start:stop] for start, stop, _ in bounds], fill=UNKNOWN_CODE)
+        item_ids = _pad([histories.item_ids[start:stop] for start, stop, _ in bounds], fill=0)
         is_first = np.array([first for _, _, first in bounds])
         targets = sample_targets(outcomes, surfaces, is_first, self._plan, rng)
-        item_ids = _pad([row.item_ids for row in rows], fill=0)
-        inputs = collate([self._drop_codes(row, rng) for row in rows])
-        return self._assemble(inputs, targets, item_ids, rng)
+        hidden = [rng.random((2, stop - start)) < self._train.action_dropout for start, stop, _ in bounds]
+        drawn = rng.choice(self._pins, size=self._num_random, replace=False, shuffle=False)
+        first, last = shard.bounds(len(bounds))
+        rows = [event_rows(histories, self._dataset.items, start, stop) for start, stop, _ in bounds[first:last]]
+        inputs = collate([_hide_codes(row, mask) for row, mask in zip(rows, hidden[first:last], strict=True)])
+        return self._assemble(inputs, targets, item_ids, drawn, shard)
 
     def _users_of(self, step: int) -> list[int]:
         """Rows of the step's users: the endless sequence of shuffled epochs, cut into batches."""
@@ -167,43 +196,52 @@ class BatchStream:
         start = at.start + int(rng.integers(0, spare + 1))
         return start, min(at.stop, start + self._longest), start == at.start
 
-    def _drop_codes(self, row: EventRows, rng: np.random.Generator) -> EventRows:
-        """Mask some actions and, independently, surfaces: the codes of what a vocabulary lacks must be trained too."""
-        drop = rng.random((2, len(row.actions))) < self._train.action_dropout
-        return replace(
-            row,
-            actions=np.where(drop[0], UNKNOWN_CODE, row.actions),
-            surfaces=np.where(drop[1], UNKNOWN_CODE, row.surfaces),
-        )
-
     def _assemble(
-        self, inputs: SequenceInputs, targets: Targets, item_ids: NDArray[np.int64], rng: np.random.Generator
+        self,
+        inputs: SequenceInputs,
+        targets: Targets,
+        item_ids: NDArray[np.int64],
+        drawn: NDArray[np.int64],
+        shard: Shard,
     ) -> TrainingBatch:
-        """Look up the candidates."""
-        events, mask = targets.events, targets.mask  # [R, W]
+        """Look up the candidates of the whole batch, and keep the rows of the shard's users."""
         sequence = targets.sequence[:, None]
-        target_ids = item_ids[sequence, events]  # [R, W]
-        num_random = min(self._train.random_negatives, len(self._pins))
-        drawn = rng.choice(self._pins, size=num_random, replace=False, shuffle=False)
-        candidates = np.union1d(target_ids[mask], drawn)
+        target_ids = item_ids[sequence, targets.events]  # [R, W]
+        candidates = np.union1d(target_ids[targets.mask], drawn)
         in_batch = self._train.in_batch_negatives
-        content, scale = content_rows(self._dataset.items, candidates)
         is_drawn = np.zeros(item_ids.shape, dtype=bool)
-        is_drawn[np.broadcast_to(sequence, events.shape)[mask], events[mask]] = True
+        is_drawn[np.broadcast_to(sequence, targets.events.shape)[targets.mask], targets.events[targets.mask]] = True
+        start, stop = shard.bounds(len(candidates))
+        content, scale = content_rows(self._dataset.items, candidates[start:stop])
+        first, last = shard.bounds(len(item_ids))
+        own = (targets.sequence >= first) & (targets.sequence < last)
+        mask = targets.mask[own]
+        tokens = 1 + inputs.item_types.size(1)
         return TrainingBatch(
             inputs=inputs,
-            position=torch.from_numpy(targets.sequence * (item_ids.shape[1] + 1) + targets.position),
-            outcome=torch.from_numpy(targets.outcome),
-            target_offset=torch.from_numpy(targets.offset),
-            surface=torch.from_numpy(targets.surface),
-            group=torch.from_numpy(targets.group),
-            targets=torch.from_numpy(np.where(mask, np.searchsorted(candidates, target_ids), 0)),
+            position=torch.from_numpy((targets.sequence[own] - first) * tokens + targets.position[own]),
+            outcome=torch.from_numpy(targets.outcome[own]),
+            target_offset=torch.from_numpy(targets.offset[own]),
+            surface=torch.from_numpy(targets.surface[own]),
+            group=torch.from_numpy(targets.group[own]),
+            targets=torch.from_numpy(np.where(mask, np.searchsorted(candidates, target_ids[own]), 0)),
             mask=torch.from_numpy(mask),
             candidate_ids=torch.from_numpy(candidates),
+            own_candidates=(start, stop),
             candidate_content=torch.from_numpy(codec.dequantize(content, scale)),
             negative=torch.from_numpy(np.isin(candidates, drawn) | in_batch),
             num_draws=int(is_drawn.sum()) if in_batch else 0,
+            num_rows=len(targets.sequence),
         )
+
+
+def _hide_codes(row: EventRows, hidden: NDArray[np.bool_]) -> EventRows:
+    """Mask actions and, independently, surfaces (bool [2, n]): codes of what a vocabulary lacks must be trained too."""
+    return replace(
+        row,
+        actions=np.where(hidden[0], UNKNOWN_CODE, row.actions),
+        surfaces=np.where(hidden[1], UNKNOWN_CODE, row.surfaces),
+    )
 
 
 def _pad(arrays: list[NDArray[Any]], fill: int) -> NDArray[Any]:

@@ -1,7 +1,8 @@
 """The training loop: seeded, resumable to the bit, stopped early by validation (paper, section 4.3, Eq. 3-5).
 
 A step's random numbers (users, offsets, negatives, dropout) follow from (seed, step) alone, so a run that was
-interrupted and resumed ends, on a CPU, with the very weights of one that was not.
+interrupted and resumed ends, on a CPU, with the very weights of one that was not. Started by `torchrun`, every process
+takes a share of each batch (`distributed.py`); the first of them measures and writes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pinrec_core.errors import InvalidConfig
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.train import checkpoint
 from pinrec_core.train.count_min import CountMinSketch
+from pinrec_core.train.distributed import ALONE, Ranks, join
 from pinrec_core.train.loss import candidate_log_q, sampled_softmax_loss
 
 _FINAL_RATE = 0.05
@@ -85,10 +87,19 @@ class Progress:
 
 
 class Trainer:
-    """Model, optimizer and sketch of one run; `step` is one update."""
+    """Model, optimizer and sketch of one run; `step` is one update, on this rank's share of the batch."""
 
-    def __init__(self, config: Config, dataset: Dataset, stream: BatchStream, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, dataset: Dataset, stream: BatchStream, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        """Raises InvalidConfig if there are more ranks than users in a batch."""
+        if ranks.shard.size > config.train.batch_size:
+            raise InvalidConfig(
+                f"train.batch_size has value {config.train.batch_size}; allowed: at least {ranks.shard.size}, one user "
+                "for each process"
+            )
         self.config = config.train
+        self.ranks = ranks
         self.window_pick = config.targets.window_pick
         self.device = device
         self.stream = stream
@@ -99,31 +110,33 @@ class Trainer:
         self.sketch.add(stream.target_ids())
 
     def step(self, step: int) -> Tensor:
-        """One update on the batch of `step` (from 0): its loss, scalar."""
-        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, step]).generate_state(1, np.uint64)[0]))
+        """One update on the batch of `step` (from 0): its loss over all ranks, scalar."""
+        torch.manual_seed(_step_seed(self.config.seed, step, self.ranks.shard.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
-        batch = self.stream.batch(step).to(self.device)
+        batch = self.stream.batch(step, self.ranks.shard).to(self.device)
         self.model.train()
         loss = self.loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.sum_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         self.optimizer.step()
-        return loss.detach()
+        return self.ranks.sum(loss.detach())
 
     def loss(self, batch: TrainingBatch) -> Tensor:
-        """Mean loss over the batch's rows (Eq. 3 and 5): scalar."""
+        """Loss of the rank's rows (Eq. 3 and 5) / rows of all ranks: scalar; alone, the mean over the batch's rows."""
         with self._mixed_precision():
             hidden = self.model.hidden_states(batch.inputs).flatten(0, 1)  # [B (T+1), width]
             predicted = self.model.predict(
                 hidden[batch.position], batch.outcome, batch.target_offset, batch.surface
             )  # [R, D]
-            types = torch.zeros_like(batch.candidate_ids)  # pins
-            candidates = self.model.item_vectors(batch.candidate_ids, batch.candidate_content, types)  # [C, D]
+            own_ids = batch.candidate_ids[slice(*batch.own_candidates)]
+            own = self.model.item_vectors(own_ids, batch.candidate_content, torch.zeros_like(own_ids))  # pins, [c, D]
+        candidates = self.ranks.gather_rows(own.float(), len(batch.candidate_ids))  # [C, D]
         losses = sampled_softmax_loss(
             predicted.float(),
-            candidates.float(),
+            candidates,
             batch.targets,
             batch.mask,
             self._log_q(batch),
@@ -132,7 +145,7 @@ class Trainer:
             self.window_pick,
             batch.group,
         )
-        return losses.sum() / max(1, len(losses))
+        return losses.sum() / max(1, batch.num_rows)
 
     def _log_q(self, batch: TrainingBatch) -> Tensor:
         """logQ correction of each candidate: float32 [C]."""
@@ -165,19 +178,22 @@ def train(
     """
     run_dir = Path(run_dir)
     stream = BatchStream(dataset, dataset.split(config).train, config)
-    trainer = Trainer(config, dataset, stream, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    ranks = join(device)
+    trainer = Trainer(config, dataset, stream, ranks.device, ranks)
     state = Progress()
     if resume:
         _check_same(config, checkpoint.load_run_config(run_dir))
         state = Progress(**checkpoint.load_last(run_dir, trainer.model, trainer.optimizer))
-    checkpoint.save_run(run_dir, config, dataset.fitted, _facts(dataset))
-    stopped_by = _run(trainer, state, run_dir, evaluate, progress)
+    ranks.agree(lambda: None)  # all have read the newest checkpoint before the first one writes
+    if ranks.is_first:
+        checkpoint.save_run(run_dir, config, dataset.fitted, _facts(dataset))
+    stopped_by = _run(trainer, state, run_dir, evaluate, progress and ranks.is_first)
     return TrainResult(state.step, state.best_step, state.best, state.seconds, stopped_by)
 
 
 def _run(trainer: Trainer, state: Progress, run_dir: Path, evaluate: Evaluate, progress: bool) -> str:
     """Step, validate, save, until something says stop; what it was."""
-    config = trainer.config
+    config, ranks = trainer.config, trainer.ranks
     started, losses = time.monotonic() - state.seconds, _RunningLoss()
     stopped_by = _stop_reason(config, state, state.seconds)
     with _bar(config, state, progress) as bar:
@@ -188,18 +204,22 @@ def _run(trainer: Trainer, state: Progress, run_dir: Path, evaluate: Evaluate, p
             bar.update(config.batch_size)
             if state.step % _SHOW_EVERY == 0:
                 _show(bar, state, float(loss))
-            state.seconds = time.monotonic() - started
-            out_of_time = bool(config.max_minutes) and state.seconds >= 60 * config.max_minutes
-            if state.step % config.eval_every == 0 or state.step >= config.max_steps or out_of_time:
+            due = state.step % config.eval_every == 0 or state.step >= config.max_steps
+            if due or config.max_minutes:
+                state.seconds = ranks.agree(lambda: time.monotonic() - started)  # clocks of ranks differ
+            if due or (config.max_minutes and state.seconds >= 60 * config.max_minutes):
                 _validate(trainer, state, run_dir, evaluate, losses.pop(state.step, config))
-                state.seconds = time.monotonic() - started
+                state.seconds = ranks.agree(lambda: time.monotonic() - started)
                 stopped_by = _stop_reason(config, state, state.seconds)
     return stopped_by
 
 
 def _validate(trainer: Trainer, state: Progress, run_dir: Path, evaluate: Evaluate, loss: float) -> None:
-    """Measure, keep the weights if they are the best, and checkpoint."""
-    if state.add(evaluate(trainer.model), loss):
+    """Measure, keep the weights if they are the best, and checkpoint: on the first rank, what is found on all."""
+    is_best = state.add(trainer.ranks.agree(lambda: dict(evaluate(trainer.model))), loss)
+    if not trainer.ranks.is_first:
+        return
+    if is_best:
         checkpoint.save_weights(run_dir, trainer.model)
     checkpoint.save_last(run_dir, trainer.model, trainer.optimizer, asdict(state))
     checkpoint.write_json(run_dir / checkpoint.METRICS, {"validation": state.best, "validations": state.validations})
@@ -214,6 +234,12 @@ def _stop_reason(config: TrainConfig, state: Progress, seconds: float) -> str:
     if config.patience and state.worse_in_a_row >= config.patience:
         return "patience"
     return ""
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a step's dropout: another one on each rank, whose rows differ."""
+    entropy = [seed, step, rank] if rank else [seed, step]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -73,11 +73,16 @@ def train(
     \b
       pinrec train --data work/data --config configs/demo.toml --run work/run --set train.max_steps=50
       pinrec train --data work/data --run work/run --resume
+      torchrun --nproc-per-node 2 -m -- services.cli.main train --data work/data --config configs/demo.toml --run RUN
+
+    Under torchrun each process takes a share of every batch and sees the negatives of all of it: train.batch_size is
+    that of all processes together, and the result that of one process, dropout's draws aside.
     """
     from pinrec_core.config import config_from_dict, load_config
     from pinrec_core.data.dataset import open_dataset
     from pinrec_core.eval.evaluate import evaluate
     from pinrec_core.train.checkpoint import load_fitted, load_run_config
+    from pinrec_core.train.distributed import is_first_rank
     from pinrec_core.train.loop import train as run_training
 
     overrides = parse_overrides(assignments)
@@ -94,10 +99,13 @@ def train(
         config = load_config(config_path, overrides)
     dataset = open_dataset(data_dir, config, fitted=load_fitted(run_dir) if resume else None)
     validation = dataset.split(config).validation
-    click.echo(f"{dataset.name}: {dataset.histories.num_users:,} users, {dataset.histories.num_events:,} events")
+    if is_first_rank():
+        click.echo(f"{dataset.name}: {dataset.histories.num_users:,} users, {dataset.histories.num_events:,} events")
     result = run_training(
         config, dataset, run_dir, lambda model: evaluate(model, dataset, validation), progress=not quiet, resume=resume
     )
+    if not is_first_rank():
+        return
     click.echo(
         f"stopped by {result.stopped_by} at step {result.steps} after {result.seconds:.0f} s; "
         f"best at step {result.best_step}, on validation users:"
