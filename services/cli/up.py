@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,11 @@ import click
 
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.release import list_releases, open_release, serving_state
+from pinrec_core.serving.reconnect import QUICK_POLLING
 from services.cli.supervisor import Process, Supervisor
+from services.common.client import TOKEN_FILE
 from services.common.probe import answers, serves
+from services.common.tls import CLIENT_CA, CLIENT_CERT, CLIENT_KEY
 from services.triton.tools import locate
 
 _PORT = click.IntRange(1, 65_535)
@@ -177,7 +181,7 @@ def _signals(stack: Stack) -> Process:
     ]
     if stack.batch_view is not None:
         line += ["--batch-view", str(stack.batch_view)]
-    return Process("signals", line, lambda: serves(address), _unbuffered())
+    return Process("signals", line, lambda: serves(address), _environment())
 
 
 def _items(stack: Stack) -> Process:
@@ -190,7 +194,7 @@ def _items(stack: Stack) -> Process:
         "--reflection",
         *("--metrics-port", str(stack.items_metrics_port)),
     ]
-    return Process("items", line, lambda: serves(address), _unbuffered())
+    return Process("items", line, lambda: serves(address), _environment())
 
 
 def _triton(stack: Stack) -> Process:
@@ -209,7 +213,7 @@ def _triton(stack: Stack) -> Process:
         *("--health-port", str(stack.triton_health_port)),
     ]
     url = f"http://{stack.host}:{stack.triton_health_port}/readyz"
-    return Process("triton", line, lambda: answers(url), _unbuffered())
+    return Process("triton", line, lambda: answers(url), _environment())
 
 
 def _gateway(stack: Stack) -> Process:
@@ -222,23 +226,35 @@ def _gateway(stack: Stack) -> Process:
         "--reflection",
         *("--metrics-port", str(stack.gateway_metrics_port)),
     ]
-    return Process("gateway", line, lambda: serves(address), _unbuffered())
+    return Process("gateway", line, lambda: serves(address), _environment())
 
 
-def _unbuffered() -> dict[str, str]:
-    return {**os.environ, "PYTHONUNBUFFERED": "1"}
+def _environment() -> dict[str, str]:
+    return {**QUICK_POLLING, **os.environ, "PYTHONUNBUFFERED": "1"}
 
 
-def calls(stack: Stack) -> str:
-    """Ready-to-paste calls with the words of the active release."""
+def calls(stack: Stack, environ: Mapping[str, str] = os.environ) -> str:
+    """Ready-to-paste calls with the words of the active release and the credentials of the environment."""
     gateway = f"{stack.host}:{stack.gateway_port}"
     release = open_release(stack.releases, serving_state(stack.releases).active, verify=False)
     outcomes, surface = release.vocabulary.outcomes, release.vocabulary.surfaces[0]
     budget = ",".join(f"{name}=1" for name in outcomes)
     message = json.dumps({"userId": "1", "surface": surface, "budget": dict.fromkeys(outcomes, 1), "numCandidates": 10})
+    method = "pinrec.v1.CandidateService/GetCandidates"
     return (
         f"\nThe stack is up (Ctrl-C stops it): gateway {gateway}, signals {stack.host}:{stack.signals_port}, "
         f"items {stack.host}:{stack.items_port}\n"
         f"  pinrec recommend --address {gateway} --user 1 --surface {surface} --budget {budget}\n"
-        f"  grpcurl -plaintext -d {shlex.quote(message)} {gateway} pinrec.v1.CandidateService/GetCandidates\n"
+        f"  grpcurl {_grpcurl_credentials(environ)} -d {shlex.quote(message)} {gateway} {method}\n"
     )
+
+
+def _grpcurl_credentials(environ: Mapping[str, str]) -> str:
+    """What grpcurl must be told where the stack speaks TLS and asks for a token: as `services/common/client.py`."""
+    if not environ.get("PINREC_TLS_CERT"):
+        return "-plaintext"
+    files = {"-cacert": CLIENT_CA, "-cert": CLIENT_CERT, "-key": CLIENT_KEY}
+    flags = [f"{flag} {shlex.quote(environ[name])}" for flag, name in files.items() if environ.get(name)]
+    if token_file := environ.get(TOKEN_FILE):
+        flags.append(f'-H "authorization: Bearer $(cat {shlex.quote(token_file)})"')
+    return " ".join(flags)

@@ -14,6 +14,7 @@ from pinrec_core.release import Release
 from pinrec_core.serving.canary import canary_request, ping_tensors
 from pinrec_core.serving.contract import ENSEMBLE, STAGES, Contract
 from pinrec_core.serving.error_words import error_from_text, error_of
+from pinrec_core.serving.reconnect import QUICK_RECONNECT
 from pinrec_core.serving.triton_io import encode_fields
 from pinrec_core.serving.triton_tls import triton_client_tls
 
@@ -35,7 +36,7 @@ class TritonClient:
     """A tritonserver on this host."""
 
     def __init__(self, address: str, admin_key: str) -> None:
-        self._client = triton.InferenceServerClient(address, **triton_client_tls())
+        self._client = triton.InferenceServerClient(address, channel_args=QUICK_RECONNECT, **triton_client_tls())
         self._admin = {ADMIN_KEY: admin_key}
 
     def is_live(self, timeout_s: float = 1.0) -> bool:

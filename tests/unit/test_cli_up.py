@@ -129,3 +129,21 @@ def test_printed_calls_use_the_releases_words(stack):
     assert f"pinrec recommend --address 127.0.0.1:{stack.gateway_port} --user 1 --surface home" in text
     assert "--budget save=1,click=1" in text
     assert '"surface": "home"' in text
+
+
+def test_printed_grpcurl_has_the_credentials_that_the_stack_asks_for(stack):
+    assert "  grpcurl -plaintext -d '{" in calls(stack, {})
+    tls = {"PINREC_TLS_CERT": "tls.crt", "PINREC_TLS_KEY": "tls.key", "PINREC_CLIENT_CA": "my ca.pem"}
+    assert "  grpcurl -cacert 'my ca.pem' -d '{" in calls(stack, tls)
+    mutual = tls | {"PINREC_CLIENT_CERT": "c.crt", "PINREC_CLIENT_KEY": "c.key", "PINREC_TOKEN_FILE": "t"}
+    flags = "-cacert 'my ca.pem' -cert c.crt -key c.key -H \"authorization: Bearer $(cat t)\""
+    assert f"  grpcurl {flags} -d '{{" in calls(stack, mutual)
+
+
+def test_processes_look_at_new_connections_often_unless_told_otherwise(stack, monkeypatch):
+    """gRPC looks every 5 s by default, at each step of a handshake: a stack behind TLS was ready 15 s late."""
+    name = "GRPC_CLIENT_CHANNEL_BACKUP_POLL_INTERVAL_MS"
+    monkeypatch.setattr("services.cli.up.locate", lambda: None)
+    assert {process.environment[name] for process in processes(stack)} == {"200"}
+    monkeypatch.setenv(name, "1000")
+    assert {process.environment[name] for process in processes(stack)} == {"1000"}

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from pinrec_core.errors import Unavailable
 from services.common.metrics import KeeperMetrics
+from services.triton.client import TritonClient
 from services.triton.health import HealthServer
 from services.triton.watchdog import GIVE_UP_S, Watchdog, stage_processes
 from tests.ports import free_port
@@ -250,3 +251,13 @@ def test_a_server_that_ends_by_itself_ends_its_keeper(keep):
     os.kill(int(child), signal.SIGKILL)
     assert process.wait(timeout=60) == 1
     assert "the server ended by itself with -9" in log.read_text()
+
+
+def test_the_keeper_finds_its_server_as_soon_as_that_listens(monkeypatch):
+    """By default gRPC waits longer after each failed attempt; the server listens once every model is loaded."""
+    opened = {}
+    monkeypatch.setattr(
+        "services.triton.client.triton.InferenceServerClient", lambda address, **options: opened.update(options)
+    )
+    TritonClient("localhost:8001", "key")
+    assert dict(opened["channel_args"])["grpc.max_reconnect_backoff_ms"] <= 1_000
