@@ -30,7 +30,8 @@ OPEN = "/grpc.health.v1.Health/Check"
 """What nobody needs a token for: it is answered at once and holds nothing."""
 
 AUTHORIZATION = "authorization"
-BEARER = "Bearer "
+BEARER = "bearer "
+"""Of any case (RFC 7235, section 2.1)."""
 
 RETRY_PUSHBACK = "grpc-retry-pushback-ms"
 """Trailing metadata of a refused call: milliseconds until it is worth trying again, -1 = do not retry by yourself."""
@@ -84,6 +85,8 @@ METHODS = {
     "/pinrec.v1.ItemService/GetItemStatus": Rule("read"),
     "/grpc.health.v1.Health/Watch": Rule("read"),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Rule("read", streamed=True),
+    # Nobody serves it here. Tools ask for it first, and for the one above only if they are told UNIMPLEMENTED.
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": Rule("read", streamed=True),
 }
 """Every method of our ports; one that is missing here is refused. A test holds the table to the protos."""
 
@@ -188,8 +191,8 @@ class Gate:
 def _digest(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """Of the token that a call came with; empty if there is none."""
     for key, value in metadata:
-        if key == AUTHORIZATION and isinstance(value, str) and value.startswith(BEARER):
-            return digest_of(value.removeprefix(BEARER))
+        if key == AUTHORIZATION and isinstance(value, str) and value[: len(BEARER)].lower() == BEARER:
+            return digest_of(value[len(BEARER) :])
     return ""
 
 

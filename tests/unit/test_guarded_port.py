@@ -102,6 +102,13 @@ async def test_reflection_answers_who_has_a_token(files, guarded, client_has):
     assert set(SERVICES) < {service.name for service in reply.list_services_response.service}
 
 
+async def test_tools_that_ask_for_newer_reflection_are_told_to_take_the_older(files, guarded, client_has):
+    client_has(CLIENT_CA=files.ca, TOKEN_FILE=files.folder / "ranking.token")
+    method = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+    _, error = await asyncio.to_thread(called, guarded, "stream_stream", method, [b""])
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 async def test_limits_refuse_with_pushback_and_a_batch_counts_its_users(files, guarded, client_has):
     client_has(CLIENT_CA=files.ca, TOKEN_FILE=files.folder / "slow.token")
     async with open_aio_channel(guarded) as channel:
