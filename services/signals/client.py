@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import grpc
 
@@ -25,6 +26,13 @@ from services.signals.wire import CODE_METADATA, unpack_history
 
 SHARE_OF_DEADLINE = 0.5
 """Part of the remaining time that histories may take: the rest is for a degraded answer that still arrives in time."""
+
+HANGING_WAIT_S = 0.05
+"""How long a service is waited for that left a call unanswered. The call itself goes on, and its answer ends this.
+
+Else each batch in turn would wait for half of its deadline, those behind it for all of theirs, and popular lists would
+be all that is left to answer with.
+"""
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),  # the service bounds what it sends
@@ -49,6 +57,7 @@ class RemoteSignals:
         self._release = release
         self._query_content = QueryContent(release.text_encoder)
         self._outage = Outage(f"signal service {address}", log)
+        self._hangs = False
 
     def run(self, batch: Sequence[FetchSignalsInput]) -> list[Signals | PinrecError]:
         """Signals of each request, in order; ReleaseNotOpen for those whose release the service does not hold.
@@ -85,27 +94,42 @@ class RemoteSignals:
                 for request in requests
             ],
         )
-        remaining_s = min(request.remaining_ms for request in requests) / 1_000
-        return self._stub.GetHistories.future(message, timeout=remaining_s * SHARE_OF_DEADLINE)
+        timeout_s = min(request.remaining_ms for request in requests) / 1_000 * SHARE_OF_DEADLINE
+        call = self._stub.GetHistories.future(message, timeout=timeout_s)
+        call.add_done_callback(partial(self._note_end, timeout_s))
+        return call
+
+    def _note_end(self, timeout_s: float, call: grpc.Future) -> None:
+        """A call has ended, maybe long after its batch was answered; gRPC tells it on a thread of its own."""
+        if call.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            self._hangs = False
+        elif timeout_s >= HANGING_WAIT_S:  # less time says nothing of the service
+            self._hangs = True
 
     def _answers(
         self, call: grpc.Future, requests: Sequence[FetchSignalsInput], deadlines: Sequence[int]
     ) -> Sequence[Signals | PinrecError]:
         try:
-            response: GetHistoriesResponse = call.result()
+            response: GetHistoriesResponse = call.result(HANGING_WAIT_S if self._hangs else None)
+        except grpc.FutureTimeoutError:
+            self._outage.failed(self._outage.reason or "it does not answer")
+            return self._all_degraded(requests, deadlines)
         except grpc.RpcError as failure:
             error = _typed_error(failure)
             if isinstance(error, ReleaseNotOpen):
                 return [error for _ in deadlines]
             self._outage.failed(f"{failure.code().name} {failure.details()}")
-            return [
-                self._degraded(request, deadline_ns) for request, deadline_ns in zip(requests, deadlines, strict=True)
-            ]
+            return self._all_degraded(requests, deadlines)
         self._outage.ended()
         return [
             unpack_history(history, self._release.content_dim, deadline_ns)
             for history, deadline_ns in zip(response.histories, deadlines, strict=True)
         ]
+
+    def _all_degraded(
+        self, requests: Sequence[FetchSignalsInput], deadlines: Sequence[int]
+    ) -> Sequence[Signals | PinrecError]:
+        return [self._degraded(request, deadline) for request, deadline in zip(requests, deadlines, strict=True)]
 
     def _degraded(self, request: FetchSignalsInput, deadline_ns: int) -> Signals:
         """No history; the request's search query all the same, as `SignalFetcher` would put it."""

@@ -19,6 +19,7 @@ from pinrec_core.text_encoder import TextEncoder, query_item_id
 from services.proto import signals_pb2, signals_pb2_grpc
 from services.signals.client import RemoteSignals
 from services.signals.wire import CODE_METADATA
+from tests.conftest import eventually
 
 ENCODER = TextEncoder.fit(["red bicycle", "blue sky"], dim=2)
 RELEASE = SimpleNamespace(
@@ -70,14 +71,19 @@ def remote_to(address):
 
 
 @pytest.fixture(scope="module")
-def scripted():
+def address():
     server = grpc.server(futures.ThreadPoolExecutor(4))
     signals_pb2_grpc.add_SignalServiceServicer_to_server(Scripted(), server)
     port = server.add_insecure_port("localhost:0")
     server.start()
-    with remote_to(f"localhost:{port}") as remote:
-        yield remote
+    yield f"localhost:{port}"
     server.stop(0).wait()
+
+
+@pytest.fixture
+def scripted(address):
+    with remote_to(address) as remote:
+        yield remote
 
 
 def test_a_history_is_unpacked_with_the_contract_s_dtypes(scripted):
@@ -144,6 +150,24 @@ def test_a_late_or_failing_service_means_degraded_signals_with_time_left(scripte
     assert late.deadline_ns > time.monotonic_ns() - 10_000_000_000
     (failed,) = scripted.run([ask(500)])
     assert failed.status == DEGRADED
+
+
+def test_a_service_that_hangs_takes_half_a_deadline_once(scripted):
+    """The second request has ten minutes: were half of them waited for, this test would not end."""
+    (late,) = scripted.run([ask(408, remaining_ms=400)])
+    (next_one,) = scripted.run([ask(408, remaining_ms=600_000)])
+    assert (late.status, next_one.status) == (DEGRADED, DEGRADED)
+    assert eventually(lambda: scripted.run([ask(1)])[0].status == Status.OK and not scripted._hangs)
+
+
+def test_too_little_time_says_nothing_of_the_service(scripted):
+    late = SimpleNamespace(code=lambda: grpc.StatusCode.DEADLINE_EXCEEDED)
+    scripted._note_end(0.001, late)
+    assert not scripted._hangs
+    scripted._note_end(0.5, late)
+    assert scripted._hangs
+    scripted._note_end(0.5, SimpleNamespace(code=lambda: grpc.StatusCode.UNAVAILABLE))
+    assert not scripted._hangs
 
 
 def test_a_release_that_is_not_open_is_an_error_of_its_own_requests(scripted):
