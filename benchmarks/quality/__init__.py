@@ -1,0 +1,1 @@
+"""The paper's claims, measured on public logs beside strong peers: `make bench-quality`."""

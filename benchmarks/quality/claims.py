@@ -1,0 +1,198 @@
+"""Which claims hold: each bar beside what was measured, judged by the interval and not by the mean alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.quality.gathered import Gathered, headline, many, past
+from benchmarks.quality.latency import Latency
+from benchmarks.quality.matrix import FIGURE5_TOTAL, HEADLINE, OUTCOMES, PEERS, RETAILROCKET, Reading
+from pinrec_core.eval.bootstrap import Interval, ratio_interval
+from pinrec_core.eval.report import Cell, Gain, shown
+from pinrec_core.eval.sections import Arm, Claim, OutcomeMatrix
+
+LARGEST_SURFACES = 3
+STORED = "ties as stored"
+BEAUTY_READING = Reading(num_targets=1, drop_seen=False)
+
+
+def judge(
+    found: Gathered, latencies: list[Latency], speed: Mapping[str, Any], coverage: Interval | None
+) -> list[Claim]:
+    """Every bar; what was not run has no verdict."""
+    return [
+        sasrec_gate(found),
+        *strongest_peer(found),
+        *table1(found),
+        *(figure4(found, group, world) for group, world in (("headline", HEADLINE), ("retailrocket", RETAILROCKET))),
+        latency(latencies),
+        *figure5(found),
+        _at_least("Two interleaved interests (synthetic): mt_oc / oc", "above 1, clear of it", coverage, 1.0, 1.0),
+        id_embedding(found),
+        int8(found),
+        training_speed(speed),
+    ]
+
+
+def ratio(a: Arm | None, b: Arm | None, surface: int | None = None) -> Interval | None:
+    """Any-hit recall of a / b, over all users or those of one surface code; None if an arm is missing."""
+    if a is None or b is None:
+        return None
+    chosen = None if surface is None else a.results[0].surface == surface
+    return ratio_interval(a.values("any_hit"), b.values("any_hit"), chosen, chosen)
+
+
+def _at_least(name: str, bar: str, value: Interval | None, least: float, neutral: float) -> Claim:
+    """Holds if the mean reaches `least` and the interval lies above `neutral`, which means no effect."""
+    if value is None:
+        return Claim(name, bar, None, None)
+    cell: Cell = Gain(value) if neutral == 0.0 else value
+    return Claim(name, bar, cell, value.mean >= least and value.low > neutral)
+
+
+def sasrec_gate(found: Gathered) -> Claim:
+    """Our SASRec is a strong baseline."""
+    ours, theirs = (found.arm("beauty", f"{m}, {STORED}", BEAUTY_READING) for m in ("sasrec", "rectools/sasrec"))
+    name, bar = "Our SASRec on Beauty", "R@10 >= .085 and within the interval of RecTools'"
+    if ours is None or theirs is None:
+        return Claim(name, bar, None if ours is None else ours.on("any_hit"), None)
+    own, other = ours.on("any_hit"), theirs.on("any_hit")
+    meets = own.high >= other.low
+    return Claim(name, bar, own, own.mean >= 0.085 and meets, f"RecTools' SASRec: {shown(other)}")
+
+
+def strongest_peer(found: Gathered) -> list[Claim]:
+    """PinRec uc with ids and titles against the best RecTools model in R@10 and in NDCG@10."""
+    ours = found.arm("beauty", f"uc, {STORED}", BEAUTY_READING)
+    peers = {m: arm for m in PEERS if (arm := found.arm("beauty", f"{m}, {STORED}", BEAUTY_READING))}
+    names = ("PinRec uc / the best RecTools model, Beauty R@10", "The same, NDCG@10")
+    if ours is None or not peers:
+        return [Claim(name, ">= 1", None, None) for name in names]
+    best = max(peers, key=lambda m: peers[m].on("any_hit").mean)
+    recall = ratio(ours, peers[best])
+    assert recall is not None
+    ndcg = {m: _mean(found.beside("beauty", f"{m}, {STORED}", BEAUTY_READING, "ndcg")) for m in ("uc", *peers)}
+    ahead = max(peers, key=lambda m: ndcg[m])
+    remark = f"{ahead}: {ndcg[ahead]:.4f}"
+    return [
+        Claim(names[0], ">= 1", recall, recall.mean >= 1.0, f"{best}: {shown(peers[best].on('any_hit'))}"),
+        Claim(names[1], "at least theirs", f"{ndcg['uc']:.4f}", ndcg["uc"] >= ndcg[ahead], remark),
+    ]
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+def table1(found: Gathered) -> list[Claim]:
+    """The ratios of the paper's Table 1."""
+    group, base = "headline", headline(HEADLINE)
+    uc, oc, mt_oc = (found.arm(group, model, base) for model in ("uc", "oc", "mt_oc"))
+    claims = [_at_least("MT-OC / UC, KuaiRand", ">= 1.11, clear of 1", ratio(mt_oc, uc), 1.11, 1.0)]
+    for name, code in largest_surfaces(uc).items():
+        claims.append(_at_least(f"MT-OC / UC on {name}", ">= 1, clear of 1", ratio(mt_oc, uc, code), 1.0, 1.0))
+    claims.append(_at_least("OC / UC, KuaiRand", ">= 1.01, clear of 1", ratio(oc, uc), 1.01, 1.0))
+    mixed = ratio(found.arm(group, "oc", past(HEADLINE)), uc)
+    claims.append(Claim("OC / UC with the past mix instead of true outcomes", "reported", mixed, None))
+    for model in ("pinnerformer", "pinnerformer_next"):
+        other = found.arm(group, model, many(HEADLINE))
+        claims.append(_at_least(f"UC / {model}, top 80", ">= 1.26, clear of 1", ratio(uc, other), 1.26, 1.0))
+    return claims
+
+
+def largest_surfaces(arm: Arm | None) -> dict[str, int]:
+    """Names and codes of the surfaces with most users, most first."""
+    if arm is None:
+        return {}
+    first = arm.results[0]
+    ranked = sorted(first.by_surface().items(), key=lambda item: -int(item[1].sum()))[:LARGEST_SURFACES]
+    return {name: 1 + first.surfaces.index(name) for name, _ in ranked}
+
+
+def outcome_matrix(found: Gathered, group: str, world: str, model: str) -> OutcomeMatrix | None:
+    """Figure 4 of one model; None if a part is missing."""
+    base = headline(world)
+    desired = {
+        wanted: arm
+        for wanted in OUTCOMES.get(world, ())
+        if (arm := found.arm(group, model, Reading(conditioning=wanted, num_targets=base.num_targets)))
+    }
+    plain = found.arm(group, "uc", base)
+    if not desired or plain is None:
+        return None
+    return OutcomeMatrix(f"Figure 4, {model}, {world}", world, desired, plain)
+
+
+def figure4(found: Gathered, group: str, world: str) -> Claim:
+    """Every diagonal lift clear of 0, and the largest of its column."""
+    name = f"Figure 4 on {world}: asking for an outcome lifts its recall"
+    bar = "diagonal clear of 0, the rest of each column below it"
+    matrix = outcome_matrix(found, group, world, "mt_oc")
+    names = matrix.outcomes() if matrix is not None else []
+    if matrix is None or not names:
+        return Claim(name, bar, None, None, "" if matrix is None else "no outcome has enough targets")
+    lifts = {outcome: matrix.cell(outcome, outcome) for outcome in names}
+    below = all(
+        matrix.cell(row, column).mean < lifts[column].mean for row in names for column in names if row != column
+    )
+    said = "; ".join(f"{outcome} {shown(Gain(lift))}" for outcome, lift in lifts.items())
+    return Claim(name, bar, said, below and all(lift.low > 0 for lift in lifts.values()))
+
+
+def latency(latencies: list[Latency]) -> Claim:
+    """Few steps of many embeddings against many of one."""
+    name, bar = "Figure 5: latency of 6 x 16 embeddings / 96 x 1", "<= .15"
+    medians = {each.offsets_per_step: each.median_ms for each in latencies if each.total == 96}
+    if not {1, 16} <= medians.keys():
+        return Claim(name, bar, None, None)
+    value = medians[16] / medians[1]
+    return Claim(name, bar, value, value <= 0.15, f"{medians[16]:.1f} ms against {medians[1]:.1f} ms, medians")
+
+
+def figure5_arm(found: Gathered, offsets: int) -> Arm | None:
+    """16 embeddings in all, by embeddings a step."""
+    label = next(iter(found.labels("figure5")), "")
+    return found.arm("figure5", label, Reading(num_targets=FIGURE5_TOTAL, offsets_per_step=offsets))
+
+
+def figure5(found: Gathered) -> list[Claim]:
+    """Recall and uniqueness of one step of 16 against 16 steps of one."""
+    many_a_step, one = figure5_arm(found, 16), figure5_arm(found, 1)
+    claims = []
+    for name, field, least in (("recall", "any_hit", 0.16), ("unique", "unique_within", 0.21)):
+        gain = None if many_a_step is None or one is None else many_a_step.gain(one, field).value
+        bar = f">= +{100 * least:.0f} %, clear of 0"
+        claims.append(_at_least(f"Figure 5: {name} of 1 x 16 against 16 x 1", bar, gain, least, 0.0))
+    return claims
+
+
+def id_embedding(found: Gathered) -> Claim:
+    """What the ID embedding adds to content."""
+    base = headline(HEADLINE)
+    value = ratio(found.arm("headline", "mt_oc", base), found.arm("ablations", "ID embedding off", base))
+    gain = None if value is None else value.minus(1.0)
+    return _at_least("ID embedding over content only, mt_oc, KuaiRand", ">= +14 %, clear of 0", gain, 0.14, 0.0)
+
+
+def int8(found: Gathered) -> Claim:
+    """What INT8 costs."""
+    base = headline(HEADLINE)
+    exact = Reading(num_targets=base.num_targets, float_content=True)
+    name, bar = "INT8 transport against float", "recall within .5 %"
+    value = ratio(found.arm("headline", "mt_oc", base), found.arm("ablations", "float content instead of INT8", exact))
+    if value is None:
+        return Claim(name, bar, None, None)
+    return Claim(name, bar, Gain(value.minus(1.0)), abs(value.mean - 1.0) <= 0.005)
+
+
+def training_speed(speed: Mapping[str, Any]) -> Claim:
+    """Examples a second against RecTools' SASRec."""
+    name, bar = "Training speed / RecTools' SASRec", ">= 2"
+    if not speed:
+        return Claim(name, bar, None, None)
+    remark = (
+        f"{speed['ours examples_per_second']:.0f} sequences/s and {speed['ours peak_rss_mib']:.0f} MiB against "
+        f"{speed['rectools examples_per_second']:.0f}/s and {speed['rectools peak_rss_mib']:.0f} MiB"
+    )
+    return Claim(name, bar, float(speed["ratio"]), speed["ratio"] >= 2.0, remark)

@@ -1,0 +1,274 @@
+"""What is run: every model that a table needs, on which data, with which seed, and how it is read.
+
+A `Run` is one trained model; a `Reading` is one way to measure it (budget, dropped items, generation plan). Tables name
+runs by group, and equal runs of two groups are trained once. Nothing here looks at results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeAlias
+
+Scalar: TypeAlias = str | int | float | bool
+Settings: TypeAlias = tuple[tuple[str, Scalar], ...]
+
+HEADLINE, STRICT = "kuairand-headline", "kuairand-strict"
+RETAILROCKET = "retailrocket"
+BEAUTY = "beauty"
+SHUFFLED = ("beauty-shuffled-0", "beauty-shuffled-1", "beauty-shuffled-2")
+NUM_TARGETS = {HEADLINE: 8, STRICT: 4, RETAILROCKET: 4, BEAUTY: 1, **dict.fromkeys(SHUFFLED, 1)}
+"""Delta of each world's protocol."""
+VARIANTS = ("uc", "oc", "mt_oc")
+OUTCOMES = {HEADLINE: ("like", "long_view", "click"), RETAILROCKET: ("buy", "cart", "view")}
+"""What Figure 4 asks for, strongest first."""
+BASELINES = ("popularity", "item_knn", "two_tower", "sasrec", "hstu", "pinnerformer", "pinnerformer_next", "tiger")
+PEERS = ("rectools/sasrec", "rectools/esasrec", "rectools/bert4rec", "rectools/hstu")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to measure a trained model."""
+
+    conditioning: str = "true"
+    """Where oc and mt_oc take their budget from: `true` outcomes of the targets, `past`, or the one outcome named."""
+    drop_seen: bool = True
+    k: int = 10
+    num_targets: int = 8
+    """Targets held out for each user, and embeddings generated."""
+    offsets_per_step: int = 0
+    """Of the rollout; 0 = as the model is configured."""
+    feed: str = ""
+    """What is fed back; empty = as the model is configured."""
+    float_content: bool = False
+    """Content as the encoder made it instead of after INT8."""
+    compression_threshold: float = 0.0
+    """Above 0: what would be served after compression at this cosine, instead of Eq. 6."""
+
+    @property
+    def key(self) -> str:
+        """Names the reading's file."""
+        return _digest(asdict(self))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model."""
+
+    world: str
+    model: str
+    """uc, oc or mt_oc, a baseline, or `rectools/<model>`."""
+    seed: int
+    settings: Settings = ()
+    """Dotted configuration keys and their values, sorted; what differs from the world's base configuration."""
+    limits: Settings = ()
+    """Of the size: steps, users; a smaller bench never passes for a larger one."""
+
+    @property
+    def key(self) -> str:
+        """Names the run's folder: equal runs of two tables share it."""
+        return _digest(asdict(self))
+
+    @property
+    def is_pinrec(self) -> bool:
+        """Whether it is a variant of PinRec."""
+        return self.model in VARIANTS
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether somebody else's library trains it."""
+        return self.model.startswith("rectools/")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run and the readings that one table wants of it."""
+
+    group: str
+    """Which table."""
+    label: str
+    """Its row there."""
+    run: Run
+    readings: tuple[Reading, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the matrix is run, on how much data."""
+
+    name: str
+    seeds: tuple[int, ...]
+    max_train_users: int
+    """0 = all."""
+    max_test_users: int
+    """0 = all."""
+    max_steps: int
+    """PinRec's updates of `train.batch_size` users; the baselines see as many sequences. 0 = the configuration's."""
+    peer_epochs: int
+    """Passes of a peer over the training users."""
+    groups: tuple[str, ...]
+    models: tuple[str, ...]
+    ablations: tuple[str, ...]
+    """Labels; empty = all."""
+    steering_steps: int
+    """Updates on the synthetic world; 0 = the configuration's."""
+
+
+ALL_GROUPS = ("headline", "strict", "retailrocket", "beauty", "figure5", "ablations", "recency", "speed")
+SIZES = {
+    "full": Size("full", (0, 1, 2), 0, 0, 0, 100, ALL_GROUPS, (*VARIANTS, *BASELINES, *PEERS), (), 0),
+    "small": Size(
+        "small", (0,), 3_000, 1_000, 300, 3, ("headline", "beauty", "figure5", "ablations", "speed"),
+        (*VARIANTS, "popularity", "item_knn", "sasrec", "pinnerformer", "rectools/sasrec"),
+        ("logQ off", "ID embedding off", "content off"), 200,
+    ),
+    "smoke": Size(
+        "smoke", (0,), 300, 100, 20, 1, ("headline", "beauty", "figure5", "ablations", "speed"),
+        (*VARIANTS, "popularity", "rectools/sasrec"), ("logQ off",), 20,
+    ),
+}  # fmt: skip
+"""`full` takes hours; `small` under a quarter of an hour on two cores; `smoke` shows that everything runs."""
+
+
+ABLATIONS: Mapping[str, Mapping[str, Scalar]] = {
+    "logQ off": {"train.log_q": False},
+    "random negatives 0": {"train.random_negatives": 0},
+    "random negatives x 1/4": {"train.random_negatives": 128},
+    "random negatives x 4": {"train.random_negatives": 2048},
+    "in-batch negatives off": {"train.in_batch_negatives": False},
+    "in-batch scale / 4, equal tokens": {"train.batch_size": 16, "scale.steps": 4.0},
+    "in-batch scale x 3, equal tokens": {"train.batch_size": 192, "scale.steps": 1 / 3},
+    "ID embedding off": {"model.use_ids": False},
+    "1 hash": {"model.num_hashes": 1},
+    "4 hashes": {"model.num_hashes": 4},
+    "1,000 rows a hash table": {"model.hash_rows": 1_000},
+    "content off": {"model.use_content": False},
+    "window 1": {"targets.window_size": 1, "targets.max_offset": 1, "generate.offsets_per_step": 1},
+    "window 2": {"targets.window_size": 2, "targets.max_offset": 2, "generate.offsets_per_step": 2},
+    "window 4": {"targets.window_size": 4, "targets.max_offset": 4, "generate.offsets_per_step": 4},
+    "window 8": {"targets.window_size": 8, "targets.max_offset": 8, "generate.offsets_per_step": 8},
+    "window of any outcome": {"targets.same_outcome": False},
+    "min over the window (Eq. 5), by similarity": {"targets.window_pick": "similarity"},
+    "min over the window (Eq. 5), by loss": {"targets.window_pick": "loss"},
+    "surface and time inputs off": {"model.use_surface": False, "model.use_time": False},
+    "surface in Phi off": {"model.surface_in_conditioning": False},
+}
+"""Each a row: what is changed in mt_oc. `scale.steps` multiplies the updates, so that equal tokens are seen."""
+
+READING_ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "F = 1 fed token": {"feed": "first"},
+    "F = O fed tokens": {"feed": "block"},
+    "float content instead of INT8": {"float_content": True},
+    "8 steps x 1 offset": {"offsets_per_step": 1},
+    "4 steps x 2 offsets": {"offsets_per_step": 2},
+    "2 steps x 4 offsets": {"offsets_per_step": 4},
+    "served, no compression": {"compression_threshold": 1.0},
+    "served, compression at .95": {"compression_threshold": 0.95},
+    "served, compression at .9": {"compression_threshold": 0.9},
+    "served, compression at .8": {"compression_threshold": 0.8},
+}
+"""Rows that read the trained mt_oc in another way."""
+
+FIGURE5_TOTAL = 16
+FIGURE5_OFFSETS = (1, 2, 4, 8, 16)
+"""Embeddings a step; FIGURE5_TOTAL / offsets steps."""
+_FIGURE5: Mapping[str, Scalar] = {
+    "targets.window_size": 16, "targets.max_offset": 16, "generate.offsets_per_step": 16, "generate.num_steps": 1,
+}  # fmt: skip
+
+
+def jobs_of(size: Size) -> list[Job]:
+    """Everything that a size runs, in order."""
+    builders = {
+        "headline": lambda: _comparison(size, "headline", HEADLINE),
+        "strict": lambda: _comparison(size, "strict", STRICT),
+        "retailrocket": lambda: _comparison(size, "retailrocket", RETAILROCKET),
+        "beauty": lambda: _beauty(size),
+        "figure5": lambda: _figure5(size),
+        "ablations": lambda: _ablations(size),
+    }
+    return [job for group in size.groups if group in builders for job in builders[group]()]
+
+
+def _run(size: Size, world: str, model: str, seed: int, settings: Mapping[str, Scalar] | None = None) -> Run:
+    limits: dict[str, Scalar] = {
+        "max_train_users": size.max_train_users,
+        "max_test_users": size.max_test_users,
+        "max_steps": size.max_steps,
+    }
+    if model.startswith("rectools/"):
+        limits["peer_epochs"] = size.peer_epochs
+    return Run(world, model, seed, tuple(sorted((settings or {}).items())), tuple(sorted(limits.items())))
+
+
+def _comparison(size: Size, group: str, world: str) -> list[Job]:
+    """Table 1, and Figure 4 where the world has outcomes: PinRec's variants, baselines and peers on one split."""
+    targets = NUM_TARGETS[world]
+    jobs = []
+    for model in size.models:
+        readings = _pinrec_readings(model, world) if model in VARIANTS else _one_vector_readings(targets)
+        jobs += [Job(group, model, _run(size, world, model, seed), readings) for seed in size.seeds]
+    return jobs
+
+
+def _pinrec_readings(model: str, world: str) -> tuple[Reading, ...]:
+    """As the paper conditions, by the past mix, and each outcome alone; seen items dropped and not."""
+    base = Reading(num_targets=NUM_TARGETS[world])
+    readings = [base, replace(base, drop_seen=False)]
+    if model != "uc":
+        only = [replace(base, conditioning=outcome) for outcome in OUTCOMES.get(world, ())]
+        readings += [replace(base, conditioning="past"), *only]
+    return tuple(readings)
+
+
+def _one_vector_readings(num_targets: int) -> tuple[Reading, ...]:
+    """Top k, and as many items as PinRec's embeddings can retrieve at best."""
+    base = Reading(num_targets=num_targets)
+    many = replace(base, k=base.k * num_targets)
+    return tuple(dict.fromkeys((base, many, replace(many, drop_seen=False))))
+
+
+def _beauty(size: Size) -> list[Job]:
+    """Leave-one-out, full ranking: ties as they are stored, and shuffled in three ways."""
+    reading = (Reading(num_targets=1, drop_seen=False),)
+    models = [m for m in size.models if m == "uc" or m == "sasrec" or m == "popularity" or m.startswith("rectools/")]
+    worlds = (BEAUTY, *(SHUFFLED if len(size.seeds) > 1 else ()))
+    return [
+        Job("beauty", f"{model}, {'ties as stored' if world == BEAUTY else 'ties shuffled'}", run, reading)
+        for world in worlds
+        for model in models
+        for seed in (size.seeds if world == BEAUTY else size.seeds[:1])
+        for run in (_run(size, world, model, seed),)
+    ]
+
+
+def _figure5(size: Size) -> list[Job]:
+    """One model that knows 16 offsets, read with 1 to 16 embeddings a step."""
+    readings = tuple(Reading(num_targets=FIGURE5_TOTAL, offsets_per_step=offsets) for offsets in FIGURE5_OFFSETS)
+    return [
+        Job("figure5", "mt_oc, window 16", _run(size, HEADLINE, "mt_oc", seed, _FIGURE5), readings)
+        for seed in size.seeds
+    ]
+
+
+def _ablations(size: Size) -> list[Job]:
+    """mt_oc with one thing changed."""
+    jobs = []
+    reading = Reading(num_targets=NUM_TARGETS[HEADLINE])
+    for label, settings in ABLATIONS.items():
+        if size.ablations and label not in size.ablations:
+            continue
+        jobs += [
+            Job("ablations", label, _run(size, HEADLINE, "mt_oc", seed, settings), (reading,)) for seed in size.seeds
+        ]
+    for label, changed in READING_ABLATIONS.items():
+        read = replace(reading, **changed)
+        jobs += [Job("ablations", label, _run(size, HEADLINE, "mt_oc", seed), (read,)) for seed in size.seeds]
+    return jobs
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,236 @@
+"""The report of a bench: its sections, made from what the runs have left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.quality import claims
+from benchmarks.quality.claims import BEAUTY_READING, figure5_arm, judge, outcome_matrix
+from benchmarks.quality.gathered import Gathered, compared, headline, present, seen_kept
+from benchmarks.quality.latency import Latency
+from benchmarks.quality.matrix import FIGURE5_OFFSETS, FIGURE5_TOTAL, HEADLINE, RETAILROCKET, STRICT, VARIANTS
+from pinrec_core.eval.bootstrap import Interval, interval
+from pinrec_core.eval.report import Cell, Provenance, Report, Sample, Section, Table, shown, write_report
+from pinrec_core.eval.sections import Ablations, Arm, Breakdown, Claims, Comparison, Facts, StepSweep, SweepPoint
+
+_COMPARISONS = (("headline", HEADLINE), ("strict", STRICT), ("retailrocket", RETAILROCKET))
+_SERVED = {
+    "served_unordered_recall": "any target served",
+    "served_target_recall": "share of targets served",
+    "compression_ratio": "embeddings generated for one kept",
+}
+_COVERAGE_DRAWS = 1_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is no run of the matrix."""
+
+    latencies: list[Latency] = field(default_factory=list)
+    speed: Mapping[str, Any] = field(default_factory=dict)
+    coverage: list[dict[str, float]] = field(default_factory=list)
+    """A seed's share of synthetic users whose both interests are covered, by variant."""
+    older: NDArray[np.bool_] | None = None
+    """Of the headline's test targets: whether only older interests explain them."""
+    failed: tuple[str, ...] = ()
+    """What could not be run, in words."""
+
+
+def write(folder: Path, found: Gathered, measured: Measured, command: str) -> Path:
+    """Write the page, its plots and its JSON; the page's path."""
+    return write_report(folder, Report(
+        f"What the paper claims, measured ({found.size.name} bench)",
+        Provenance.here(command),
+        sections(found, measured),
+        "Protocols, corpora and baselines are those of `benchmarks/quality/` and `pinrec_core/eval/protocols.py`.",
+    ), name=f"quality-{found.size.name}")  # fmt: skip
+
+
+def sections(found: Gathered, measured: Measured) -> list[Section]:
+    """Everything that there is something to show of, the verdicts first."""
+    verdicts = tuple(judge(found, measured.latencies, measured.speed, coverage_ratio(measured)))
+    made: list[Section | None] = [
+        Claims("Claims", verdicts, "On test users that nothing was tuned on. Gains and ratios have to clear 0 and 1."),
+        *(section for group, world in _COMPARISONS for section in comparison(found, group, world)),
+        figure5(found, measured.latencies),
+        latency(measured.latencies),
+        ablations(found),
+        served(found),
+        beauty(found),
+        recency(found, measured),
+        training_speed(measured.speed),
+        runs(found, measured.failed),
+    ]  # fmt: skip
+    return [section for section in made if section is not None]
+
+
+def comparison(found: Gathered, group: str, world: str) -> list[Section | None]:
+    """Table 1, who is found, and Figure 4 of one world."""
+    arms = compared(found, group, world)
+    if not arms:
+        return []
+    kept = seen_kept(found, group, world)
+    variants = present(found.arm(group, model, headline(world)) for model in VARIANTS)
+    corpus = arms[0].results[0].corpus_size
+    note = f"Corpus: all {corpus:,} items with an event. Items that the user has seen are dropped for all."
+    return [
+        Comparison(f"Table 1, {world}", world, tuple(arms), "uc", note),
+        Comparison(f"Table 1, {world}, seen items kept", world, tuple(kept), "uc") if kept else None,
+        Breakdown(f"Whom and what, {world}", world, tuple(variants)) if variants else None,
+        *(outcome_matrix(found, group, world, model) for model in ("oc", "mt_oc")),
+    ]
+
+
+def figure5(found: Gathered, latencies: list[Latency]) -> Section | None:
+    """Latency, recall and uniqueness by embeddings a step."""
+    times = {each.offsets_per_step: each.times_ms for each in latencies if each.total == FIGURE5_TOTAL}
+    points = tuple(
+        SweepPoint(offsets, FIGURE5_TOTAL // offsets, np.array(times[offsets]), arm)
+        for offsets in FIGURE5_OFFSETS
+        if offsets in times and (arm := figure5_arm(found, offsets)) is not None
+    )
+    note = f"{FIGURE5_TOTAL} embeddings in all, of one model; users with {FIGURE5_TOTAL} targets and a history before."
+    return StepSweep("Figure 5", HEADLINE, points, note) if points else None
+
+
+def latency(latencies: list[Latency]) -> Section | None:
+    """The generate stage, prefill included, batch 1."""
+    if not latencies:
+        return None
+    rows = tuple(
+        (each.total, each.offsets_per_step, each.total // each.offsets_per_step, _spread(each.times_ms),
+         each.median_ms / next(o.median_ms for o in latencies if o.total == each.total and o.offsets_per_step == 1))
+        for each in latencies
+    )  # fmt: skip
+    header = ("embeddings in all", "a step", "steps", "ms: median [10 %, 90 %]", "against one a step")
+    note = f"After 128 events, one outcome, batch 1, {len(latencies[0].times_ms)} requests each, plans in turn."
+    return Facts("Latency of the generate stage", (Table("", header, rows),), note)
+
+
+def _spread(values: tuple[float, ...]) -> Interval:
+    low, median, high = np.quantile(values, [0.1, 0.5, 0.9])
+    return Interval(float(median), float(low), float(high))
+
+
+def ablations(found: Gathered) -> Section | None:
+    """mt_oc with one thing changed."""
+    plain = found.arm("headline", "mt_oc", headline(HEADLINE), "mt_oc as it is")
+    labels = [label for label in found.labels("ablations") if not label.startswith("served")]
+    arms = present(
+        found.arm("ablations", label, found.jobs("ablations", label)[0].readings[0], label) for label in labels
+    )
+    return Ablations("Ablations", HEADLINE, plain, tuple(arms)) if plain and arms else None
+
+
+def served(found: Gathered) -> Section | None:
+    """What compression does to what would be served; means over seeds, without intervals."""
+    rows: list[tuple[Cell, ...]] = []
+    for label in found.labels("ablations"):
+        jobs = found.jobs("ablations", label)
+        values = [found.beside("ablations", label, jobs[0].readings[0], name) for name in _SERVED]
+        if all(values):
+            rows.append((label, *(float(np.mean(of)) for of in values)))
+    note = "mt_oc; k x Delta places a user, no item twice, similar embeddings merged. Means over seeds."
+    return Facts("Compression", (Table("", ("", *_SERVED.values()), tuple(rows)),), note) if rows else None
+
+
+def beauty(found: Gathered) -> Section | None:
+    """R@10 and NDCG@10, leave-one-out, full ranking."""
+    arms = {label: found.arm("beauty", label, BEAUTY_READING) for label in found.labels("beauty")}
+    rows = tuple(
+        (label, len(arm.results), arm.on("any_hit"),
+         float(np.mean(found.beside("beauty", label, BEAUTY_READING, "ndcg"))))
+        for label, arm in arms.items()
+        if arm is not None
+    )  # fmt: skip
+    if not rows:
+        return None
+    note = (
+        "One target a user, seen items kept. Times are days, so that the last two items of many users tie: as stored, "
+        "and shuffled. Published: SASRec with cross-entropy .0810-.0859 / .0457-.0503, eSASRec .0928 / .0523 "
+        "(blondered/transformer_benchmark)."
+    )
+    users, seeds = max((arm.users, len(arm.results)) for arm in arms.values() if arm is not None)
+    header = ("model", "seeds or shuffles", "R@10", "NDCG@10")
+    return Facts("Amazon Beauty", (Table("", header, rows),), note, Sample("amazon-beauty", users, seeds))
+
+
+def coverage_ratio(measured: Measured) -> Interval | None:
+    """mt_oc / oc in covering both interests, seeds drawn again; None if it was not measured."""
+    if not measured.coverage:
+        return None
+    a, b = (np.array([seed[model] for seed in measured.coverage]) for model in ("mt_oc", "oc"))
+    draws = np.random.default_rng(0).integers(0, len(a), (_COVERAGE_DRAWS, len(a)))
+    ratios = a[draws].mean(axis=1) / np.maximum(b[draws].mean(axis=1), 1e-9)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Interval(float(a.mean() / max(b.mean(), 1e-9)), float(low), float(high))
+
+
+def recency(found: Gathered, measured: Measured) -> Section | None:
+    """Whether older interests are served."""
+    tables = []
+    if measured.coverage:
+        rows: tuple[tuple[Cell, ...], ...] = tuple(
+            (model, *(seed[model] for seed in measured.coverage)) for model in VARIANTS
+        )
+        header = ("variant", *(f"run {place}" for place in range(len(measured.coverage))))
+        tables.append(
+            Table("Synthetic users with two interleaved interests: share whose candidates cover both", header, rows)
+        )
+    arms = present(found.arm("headline", model, headline(HEADLINE)) for model in VARIANTS)
+    if measured.older is not None and arms and len(measured.older) == len(arms[0].results[0].target_hit):
+        title = f"KuaiRand targets that only the older history explains ({int(measured.older.sum()):,}): share found"
+        tables.append(
+            Table(title, ("variant", "share"), tuple((arm.label, _share(arm, measured.older)) for arm in arms))
+        )
+    note = "Older: before the newest 4 events. Explained: content alike, cosine of .5 and more."
+    return Facts("Recency bias", tuple(tables), note) if tables else None
+
+
+def _share(arm: Arm, mask: NDArray[np.bool_]) -> Interval:
+    return interval(*arm.targets([mask] * len(arm.results)))
+
+
+def training_speed(speed: Mapping[str, Any]) -> Section | None:
+    """Both sides, and what they had in common."""
+    if not speed:
+        return None
+    rows = tuple(
+        (side, float(speed[f"{side} examples_per_second"]), float(speed[f"{side} peak_rss_mib"]))
+        for side in ("ours", "rectools")
+    )
+    common = ("n_factors", "n_blocks", "n_heads", "session_max_len", "batch_size", "n_negatives")
+    note = "Equal for both: " + ", ".join(f"{name} {speed[name]}" for name in common)
+    note += f". Ratio of each round: {', '.join(f'{each:.2f}' for each in speed['ratios'])}."
+    return Facts("Training speed", (Table("", ("side", "sequences/s", "peak memory, MiB"), rows),), note)
+
+
+def runs(found: Gathered, failed: tuple[str, ...]) -> Section | None:
+    """What each run took and which commit made it; what could not be run."""
+    rows = []
+    for job in found.all_jobs():
+        notes = found.notes(job)
+        seconds = notes.get("train_seconds", notes.get("fit_seconds"))
+        if seconds is not None:
+            settings = ", ".join(f"{key}={value}" for key, value in job.run.settings)
+            steps = notes.get("steps", notes.get("epochs"))
+            rows.append((job.run.world, job.run.model, settings, job.run.seed, f"{float(str(seconds)):.0f}",
+                         str(steps or ""), found.made_by(job), job.run.key))  # fmt: skip
+    if not rows:
+        return None
+    header = ("world", "model", "changed", "seed", "training, s", "steps or epochs", "commit", "key")
+    note = "" if not failed else "Not run: " + "; ".join(failed)
+    return Facts("Runs", (Table("", header, tuple(rows)),), note)
+
+
+def text(found: Gathered, measured: Measured) -> list[str]:
+    """The verdicts, for the terminal."""
+    words = {True: "holds", False: "DOES NOT HOLD", None: "not measured"}
+    verdicts = claims.judge(found, measured.latencies, measured.speed, coverage_ratio(measured))
+    return [f"{words[c.holds]:<14} {c.name}: {shown(c.found)} ({c.bar}) {c.note}" for c in verdicts]
