@@ -213,7 +213,7 @@ def read_pinrec(
     model: PinRec, world: World, reading: Reading, progress: bool = False
 ) -> tuple[UserResults, dict[str, float]]:
     """Per-user results of a model's free-running rollout on the world's test users, and what else was measured."""
-    users = test_users(world, reading)
+    users = users_of(world, reading)
     if reading.float_content:
         model = FloatContent(model, world.dataset.vocabulary, world.dataset.items.ids, world.float_content())
     configured, model.config = model.config, as_read(model.config, reading)
@@ -277,7 +277,7 @@ def as_read(config: Config, reading: Reading) -> Config:
     return replace(config, generate=replace(config.generate, **changed))
 
 
-def test_users(world: World, reading: Reading) -> list[HeldOut]:
+def users_of(world: World, reading: Reading) -> list[HeldOut]:
     """The protocol's test users; where a reading wants more targets, those whose history leaves room for them."""
     if max(len(user.targets) for user in world.parts.test) >= reading.num_targets:
         return world.parts.test

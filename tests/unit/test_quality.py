@@ -1,0 +1,381 @@
+"""The bench of the paper's claims: its matrix, its store, peers' ranks, verdicts and page, on planted results."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from benchmarks.quality import claims, page, peers
+from benchmarks.quality.gathered import Gathered, headline, many
+from benchmarks.quality.latency import TOTALS, Latency
+from benchmarks.quality.matrix import (
+    ABLATIONS,
+    ALL_GROUPS,
+    BEAUTY,
+    FIGURE5_OFFSETS,
+    FIGURE5_TOTAL,
+    HEADLINE,
+    SIZES,
+    VARIANTS,
+    Reading,
+    Run,
+    jobs_of,
+)
+from benchmarks.quality.recency import older_interest
+from benchmarks.quality.runs import FloatContent, Runner, ndcg, pinrec_config, rows_of, users_of
+from benchmarks.quality.store import RunStore
+from benchmarks.quality.worlds import World, _limited, with_events_only
+from pinrec_core.codec import dequantize, quantize
+from pinrec_core.config import Config
+from pinrec_core.data.dataset import Dataset
+from pinrec_core.data.histories import Histories
+from pinrec_core.errors import InvalidConfig
+from pinrec_core.eval.evaluate import Corpus, HeldOut, measure_users
+from pinrec_core.eval.protocols import disjoint_users
+from pinrec_core.eval.results import UserResults
+from pinrec_core.model.pinrec import PinRec
+from pinrec_core.release import ItemTable
+from pinrec_core.schema import Vocabulary
+from pinrec_core.text_encoder import TextEncoder
+
+CLICK, VIEW = 1, 2
+NUM_ITEMS = 30
+OUTCOMES = ("like", "long_view", "click")
+
+
+def dataset_of(*users, content=None):
+    """Each user: item ids, all clicked; items 0 to 29."""
+    items = np.concatenate([np.array(user, dtype=np.int64) for user in users])
+    rows = np.random.default_rng(0).normal(size=(NUM_ITEMS, 4)) if content is None else content
+    codes, scale = quantize(rows)
+    return Dataset(
+        name="by hand",
+        vocabulary=Vocabulary(("click",), ("click", "view"), ("home",)),
+        histories=Histories(
+            user_ids=np.arange(len(users), dtype=np.int64),
+            offsets=np.cumsum([0, *map(len, users)]).astype(np.int64),
+            item_ids=items,
+            item_types=np.zeros(len(items), dtype=np.uint8),
+            actions=np.full(len(items), CLICK, dtype=np.int32),
+            surfaces=np.ones(len(items), dtype=np.int32),
+            timestamps_ms=1_700_000_000_000 + np.arange(len(items), dtype=np.int64),
+        ),
+        items=ItemTable(np.arange(NUM_ITEMS, dtype=np.int64), np.zeros(NUM_ITEMS, np.uint8), codes, scale),
+        titles={},
+        text_encoder=TextEncoder.fit(["a b", "c d"], 4),
+        watermark_ms=0,
+    )
+
+
+def world_of(dataset, **protocol):
+    return World(dataset, disjoint_users(dataset, seed=0, **protocol), Path())
+
+
+# --- the matrix
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=list(SIZES))
+def test_every_run_of_a_size_has_a_valid_configuration(size):
+    runs = {job.run.key: job.run for job in jobs_of(size) if job.run.is_pinrec}
+    assert {run.model for run in runs.values()} == set(VARIANTS)
+    for run in runs.values():
+        pinrec_config(run)  # raises InvalidConfig otherwise
+
+
+def test_every_ablation_changes_the_configuration():
+    plain = pinrec_config(Run(HEADLINE, "mt_oc", 0)).to_dict()
+    unchanged = [
+        label
+        for label, settings in ABLATIONS.items()
+        if pinrec_config(Run(HEADLINE, "mt_oc", 0, tuple(settings.items()))).to_dict() == plain
+    ]
+    assert unchanged == ["window 8"]  # the base has it; the row stands for itself
+
+
+def test_all_variants_have_the_same_history_and_steps():
+    configs = [pinrec_config(Run(HEADLINE, variant, 0)) for variant in VARIANTS]
+    assert len({config.max_positions for config in configs}) == 1
+    assert len({config.train.max_steps for config in configs}) == 1
+    assert {config.data.test_share + config.data.validation_share for config in configs} == {0.0}
+
+
+def test_equal_tokens_when_the_batch_changes():
+    plain = pinrec_config(Run(HEADLINE, "mt_oc", 0))
+    for label in ("in-batch scale / 4, equal tokens", "in-batch scale x 3, equal tokens"):
+        changed = pinrec_config(Run(HEADLINE, "mt_oc", 0, tuple(ABLATIONS[label].items())))
+        assert changed.train.batch_size * changed.train.max_steps == plain.train.batch_size * plain.train.max_steps
+
+
+def test_a_key_tells_runs_apart_and_joins_equal_ones():
+    run = Run(HEADLINE, "oc", 0)
+    others = [Run(HEADLINE, "oc", 1), Run(BEAUTY, "oc", 0), replace(run, settings=(("train.log_q", False),)),
+              replace(run, limits=(("max_steps", 3),))]  # fmt: skip
+    assert len({run.key, *(other.key for other in others)}) == 5
+    assert Run(HEADLINE, "oc", 0).key == run.key
+    jobs = jobs_of(SIZES["small"])
+    plain = {job.run.key for job in jobs if job.group == "headline" and job.label == "mt_oc"}
+    assert plain == {job.run.key for job in jobs if job.label == "F = 1 fed token"}
+
+
+def test_a_smaller_size_shares_no_run_with_a_larger_one():
+    keys = [{job.run.key for job in jobs_of(size)} for size in SIZES.values()]
+    assert not any(keys[a] & keys[b] for a in range(3) for b in range(a))
+
+
+# --- the store
+
+
+def results_of(hits, outcomes=None, users=None, unique=0.5, surfaces=("tab_1",)):
+    """`hits` bool [U, Z]."""
+    hits = np.asarray(hits, dtype=bool)
+    num_users, per_user = hits.shape
+    outcome = np.zeros(hits.size, np.int32) if outcomes is None else np.asarray(outcomes, np.int32)
+    return UserResults(
+        user_ids=np.arange(num_users),
+        any_hit=hits.any(axis=1).astype(np.float32),
+        target_share=hits.mean(axis=1).astype(np.float32),
+        num_targets=np.full(num_users, per_user),
+        unique_within=np.full(num_users, unique, np.float32),
+        surface=np.ones(num_users, np.int32),
+        history_length=np.full(num_users, 20),
+        target_user=np.repeat(np.arange(num_users), per_user),
+        target_outcome=outcome,
+        target_hit=hits.ravel(),
+        target_frequency=np.full(hits.size, 3),
+        surfaces=surfaces,
+        outcomes=OUTCOMES,
+        num_retrieved=100,
+        num_distinct=40,
+        corpus_size=80,
+    )
+
+
+def test_a_reading_comes_back_as_it_was_saved(tmp_path):
+    store, run, reading = RunStore(tmp_path), Run(HEADLINE, "oc", 0), Reading()
+    store.open(run, {"commit": "abc"})
+    assert not store.has(run, reading)
+    store.save(run, reading, results_of([[True, False], [False, False]]), {"compression_ratio": 2.0})
+    found = store.load(run, reading)
+    assert found.any_hit.tolist() == [1.0, 0.0]
+    assert store.has(run, reading)
+    assert not store.has(run, replace(reading, k=20))
+    noted = store.notes(run)[f"reading {reading.key}"]
+    assert noted["compression_ratio"] == 2.0
+    assert noted["unordered_recall"] == 0.5
+    store.open(run, {"commit": "def"})
+    assert store.made_by(run)["commit"] == "abc"  # who began a run made it
+
+
+def test_a_job_that_is_there_is_not_run_again(tmp_path):
+    size = replace(SIZES["smoke"], groups=("headline",), models=("popularity",))
+    (job,) = jobs_of(size)
+    store = RunStore(tmp_path)
+    store.open(job.run, {})
+    for reading in job.readings:
+        store.save(job.run, reading, results_of([[True]]), {})
+    nowhere = tmp_path / "no-such-folder"
+    Runner(nowhere, nowhere, store, {}, progress=False).run(job)  # would fail if it opened the world
+    with pytest.raises(Exception, match="no-such-folder"):
+        Runner(nowhere, nowhere, RunStore(tmp_path / "empty"), {}, progress=False).run(job)
+
+
+# --- worlds
+
+
+def test_the_corpus_is_what_has_an_event():
+    dataset = with_events_only(dataset_of([3, 5], [5, 7, 9]))
+    assert Corpus.of(dataset).ids.tolist() == [3, 5, 7, 9]
+
+
+def test_fewer_users_train_on_fewer_events_and_stay_disjoint():
+    rng = np.random.default_rng(0)
+    dataset = dataset_of(*(rng.integers(0, NUM_ITEMS, 14) for _ in range(120)))
+    parts = world_of(dataset).parts
+    limited = _limited(parts, {"max_train_users": 20, "max_test_users": 5}, dataset.histories)
+    assert len(limited.train_rows) == 20
+    assert len(limited.test) == 5
+    assert limited.train_events.sum() == 20 * 14
+    tested = set(rows_of(World(dataset, limited, Path()), limited.test).tolist())
+    trained = set(np.flatnonzero(dataset.histories.count_by_user(limited.train_events)).tolist())
+    assert trained == set(limited.train_rows.tolist())
+    assert not tested & trained
+    assert _limited(parts, {}, dataset.histories).test == parts.test
+
+
+def test_more_targets_take_users_whose_history_leaves_room():
+    rng = np.random.default_rng(0)
+    lengths = [30 if row % 2 else 14 for row in range(80)]
+    world = world_of(dataset_of(*(rng.integers(0, NUM_ITEMS, length) for length in lengths)))
+    users = users_of(world, Reading(num_targets=16))
+    assert users
+    assert {len(user.targets) for user in users} == {16}
+    assert {user.stop - user.start for user in users} == {14}
+    assert users_of(world, Reading(num_targets=8)) == world.parts.test
+
+
+# --- peers
+
+
+def test_peers_train_on_training_events_alone(tmp_path):
+    rng = np.random.default_rng(1)
+    dataset = dataset_of(*(rng.integers(0, NUM_ITEMS, 14) for _ in range(60)))
+    parts = world_of(dataset).parts
+    peers.write_exchange(tmp_path, dataset, parts.train_events, parts.test, {"model": "sasrec"})
+    train, histories = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("train", "histories"))
+    tested = rows_of(World(dataset, parts, Path()), parts.test)
+    assert set(train["user_id"].to_pylist()) == set(parts.train_rows.tolist())
+    assert not set(train["user_id"].to_pylist()) & set(tested.tolist())
+    first = parts.test[0]
+    rows = [
+        i for u, i in zip(histories["user_id"].to_pylist(), histories["item_id"].to_pylist(), strict=True) if u == 0
+    ]
+    assert rows == dataset.histories.item_ids[first.start : first.stop].tolist()
+    assert json.loads((tmp_path / "peer.json").read_text()) == {"model": "sasrec"}
+
+
+def test_ranks_of_a_peer_are_counted_as_scores(tmp_path):
+    dataset = dataset_of([0, 1, 2, 3], [4, 5, 6, 7])
+    corpus = Corpus.of(dataset)
+    users = [HeldOut(0, 2, np.array([2, 3])), HeldOut(4, 6, np.array([6, 7]))]
+    path = tmp_path / "top.parquet"
+    table = {"user_id": [1, 0, 0, 1], "item_id": [9, 3, 11, 99], "rank": [1, 2, 1, 2]}  # 99 is in no corpus
+    pq.write_table(pa.table(table), path)
+    scorer = peers.RankedScorer(path, corpus, users)
+    scores = scorer(users)
+    assert scores.shape == (2, 1, NUM_ITEMS)
+    assert scores[0, 0, [11, 3]].tolist() == [-1.0, -2.0]
+    assert torch.isinf(scores[0, 0]).sum() == NUM_ITEMS - 2
+    measured = [measure_users(scorer, dataset, corpus, users, k, 2, True).any_hit.tolist() for k in (1, 2)]
+    assert measured == [[0.0, 0.0], [1.0, 0.0]]  # item 3 is a target of the first user, ranked second
+    assert scorer(users[1:])[0, 0, 9] == -1.0  # in any order
+
+
+def test_a_missing_peer_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "PYTHON", tmp_path / "python")
+    with pytest.raises(InvalidConfig, match="peers setup"):
+        peers.run_worker(tmp_path)
+
+
+# --- readings
+
+
+def test_ndcg_by_hand():
+    dataset = dataset_of([0, 1], [2, 3], [4, 5])
+    users = [HeldOut(at, at + 1, np.array([at + 1])) for at in (0, 2, 4)]
+    world = replace(world_of(dataset, min_engagements=99), parts=replace(world_of(dataset).parts, test=users))
+    scores = torch.zeros(3, 1, NUM_ITEMS)
+    scores[:, 0] = -torch.arange(NUM_ITEMS).float()  # item 1 second, item 3 fourth, item 5 sixth
+    found = ndcg(lambda batch: scores[: len(batch)].clone(), world, users, Reading(k=5, num_targets=1, drop_seen=False))
+    assert found.tolist() == pytest.approx([1 / np.log2(3), 1 / np.log2(5), 0.0])
+    dropped = ndcg(lambda batch: scores[: len(batch)].clone(), world, users, Reading(k=5, num_targets=1))
+    assert dropped.tolist() == pytest.approx([1.0, 1 / np.log2(4), 1 / np.log2(6)])
+
+
+def test_float_content_replaces_what_int8_left():
+    dataset = dataset_of([0, 1, 2])
+    torch.manual_seed(0)
+    trained = PinRec(Config(), dataset.vocabulary, 4).eval()
+    ids = torch.tensor([[3, 7, 99]])  # 99 is not known: it keeps what it is given
+    content = torch.from_numpy(dequantize(dataset.items.content, dataset.items.scale))
+    given = torch.randn(1, 3, 4)
+    exact = FloatContent(trained, dataset.vocabulary, dataset.items.ids, content).eval()
+    wanted = torch.stack([content[3], content[7], given[0, 2]])[None]
+    types = torch.zeros_like(ids)
+    torch.testing.assert_close(exact.item_vectors(ids, given, types), trained.item_vectors(ids, wanted, types))
+
+
+def test_older_interest_by_hand():
+    content = np.eye(4)[np.arange(NUM_ITEMS) % 4]  # items of equal remainder are alike
+    world = world_of(dataset_of([0, 4, 1, 5, 9, 13, 8, 17, 2], content=content), min_engagements=99)
+    user = HeldOut(0, 6, np.array([6, 7, 8]))  # history 0 4 | 1 5 9 13; targets 8 (as 0), 17 (as 1), 2 (nothing)
+    assert older_interest(world, [user]).tolist() == [True, False, False]
+    assert older_interest(world, []).tolist() == []
+
+
+# --- verdicts and page
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """Every reading of a small matrix: mt_oc finds more than oc, which finds more than the rest."""
+    size = replace(
+        SIZES["full"],
+        seeds=(0, 1),
+        groups=("headline", "figure5", "ablations", "beauty"),
+        ablations=("ID embedding off",),
+        models=(*VARIANTS, "sasrec", "pinnerformer", "rectools/sasrec"),
+    )
+    store = RunStore(tmp_path / "runs")
+    chance = {"mt_oc": 0.30, "oc": 0.2}
+    outcomes = np.tile(np.arange(3), 400)
+    for job in jobs_of(size):
+        store.open(job.run, {"commit": "abc"})
+        store.note(job.run, {"train_seconds": 3.0, "steps": 7})
+        for reading in job.readings:
+            rng = np.random.default_rng([job.run.seed, len(reading.key)])
+            hits = rng.random((400, 3)) < chance.get(job.run.model, 0.1) / (2 if job.run.settings else 1)
+            if reading.conditioning in OUTCOMES:
+                hits |= (outcomes.reshape(400, 3) == OUTCOMES.index(reading.conditioning)) & (
+                    rng.random((400, 3)) < 0.2
+                )
+            store.save(job.run, reading, results_of(hits, outcomes), {"ndcg": 0.05})
+    return Gathered(store, size)
+
+
+def test_nothing_measured_gives_no_verdict(tmp_path):
+    found = Gathered(RunStore(tmp_path), SIZES["full"])
+    assert {claim.holds for claim in claims.judge(found, [], {}, None)} == {None}
+
+
+def test_verdicts_follow_the_planted_results(planted):
+    latencies = [Latency(total, offsets, (100.0 / offsets,)) for total in TOTALS for offsets in FIGURE5_OFFSETS]
+    speed = {"ratio": 1.5, "ours examples_per_second": 3.0, "rectools examples_per_second": 2.0,
+             "ours peak_rss_mib": 1.0, "rectools peak_rss_mib": 1.0}  # fmt: skip
+    verdicts = {claim.name: claim.holds for claim in claims.judge(planted, latencies, speed, None)}
+    assert verdicts["MT-OC / UC, KuaiRand"] is True
+    assert verdicts["OC / UC, KuaiRand"] is True
+    assert verdicts["MT-OC / UC on tab_1"] is True
+    assert verdicts["UC / pinnerformer, top 80"] is False  # planted alike
+    assert verdicts["UC / pinnerformer_next, top 80"] is None
+    assert verdicts[f"Figure 4 on {HEADLINE}: asking for an outcome lifts its recall"] is True
+    assert verdicts["ID embedding over content only, mt_oc, KuaiRand"] is True
+    assert verdicts["INT8 transport against float"] is True
+    assert verdicts["Figure 5: latency of 6 x 16 embeddings / 96 x 1"] is True
+    assert verdicts["Figure 5: recall of 1 x 16 against 16 x 1"] is False
+    assert verdicts["Training speed / RecTools' SASRec"] is False
+
+
+def test_the_page_holds_every_section(planted, tmp_path):
+    latencies = [Latency(total, offsets, (2.0, 3.0)) for total in TOTALS for offsets in FIGURE5_OFFSETS]
+    measured = page.Measured(latencies, coverage=[dict.fromkeys(VARIANTS, 0.5)], failed=("a peer: not installed",))
+    path = page.write(tmp_path / "report", planted, measured, "make bench-quality")
+    text = path.read_text()
+    for title in ("Claims", f"Table 1, {HEADLINE}", f"Figure 4, mt_oc, {HEADLINE}", "Figure 5", "Ablations",
+                  "Amazon Beauty", "Recency bias", "Runs", "Latency of the generate stage"):  # fmt: skip
+        assert f"## {title}\n" in text
+    assert "Not run: a peer: not installed" in text
+    assert "make bench-quality" in text
+    document = json.loads(path.with_suffix(".json").read_text())
+    assert len(document["sections"]) == text.count("\n## ")
+    plots = list(path.parent.glob("*.png"))
+    assert len(plots) >= 4
+    assert all(f"({plot.name})" in text for plot in plots)
+
+
+def test_coverage_draws_seeds_again():
+    found = page.coverage_ratio(page.Measured(coverage=[{"uc": 0.1, "oc": 0.2, "mt_oc": 0.4}] * 3))
+    assert (found.mean, found.low, found.high) == pytest.approx((2.0, 2.0, 2.0))
+    assert page.coverage_ratio(page.Measured()) is None
+
+
+def test_one_vector_models_are_given_as_many_items():
+    assert many(HEADLINE).k == headline(HEADLINE).k * 8
+    models = SIZES["full"].models
+    assert {job.label for job in jobs_of(SIZES["full"]) if job.group == "headline"} == set(models)
+    assert set(ALL_GROUPS) >= {job.group for job in jobs_of(SIZES["full"])}
+    assert FIGURE5_TOTAL == 16
