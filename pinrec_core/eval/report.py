@@ -152,8 +152,10 @@ def write_report(folder: Path, report: Report, name: str = "report") -> Path:
 
 def shown(cell: Cell) -> str:
     """A cell as text: three decimals, intervals in brackets, gains in percent."""
-    if cell is None:
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return "–"
+    if isinstance(cell, Interval | Gain) and math.isnan(_within(cell).low):
+        return shown(_within(cell).mean)  # nobody to draw again
     if isinstance(cell, Gain):
         mean, low, high = (f"{100 * value:+.1f}" for value in (cell.value.mean, cell.value.low, cell.value.high))
         return f"{mean} % [{low}, {high}]"
@@ -162,6 +164,10 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.3f}"
     return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _within(cell: Interval | Gain) -> Interval:
+    return cell.value if isinstance(cell, Gain) else cell
 
 
 def _head(report: Report) -> str:

@@ -191,9 +191,12 @@ class OutcomeMatrix:
         )
 
     def tables(self) -> list[Table]:
-        """The matrix, and what it says about each column."""
+        """The matrix, and what it says about each column; the counts where there are too few targets."""
         names = self.outcomes()
         first = next(iter(self.desired.values())).results[0]
+        if not names:
+            counts = tuple((name, int(of.sum())) for name, of in first.by_outcome().items())
+            return [Table(f"No outcome has {self.min_targets} targets", ("outcome", "targets"), counts)]
         header = ("desired \\ actual", *(f"{name} ({first.by_outcome()[name].sum():,})" for name in names))
         cells = {(row, column): self.cell(row, column) for row in names for column in names}
         lifts = self.reference is not None
@@ -258,11 +261,10 @@ class StepSweep:
         """A row a point."""
         base = self.points[0]
         header = (
-            "embeddings a step", "steps", "latency, ms: median [10 %, 90 %]", "against the first",
-            "any target hit", "against the first", "share of targets", "against the first",
-            "distinct within a user", "against the first", "distinct over all",
+            "embeddings a step", "steps", "latency, ms: median [10 %, 90 %]", "latency / first",
+            "any target hit", "hits / first", "share of targets", "share / first",
+            "distinct within a user", "distinct / first", "distinct over all",
         )  # fmt: skip
-        named = tuple(f"{name} {place}" if "against" in name else name for place, name in enumerate(header))
         rows: list[tuple[Cell, ...]] = []
         for point in self.points:
             ratio = float(np.median(point.latency_ms) / np.median(base.latency_ms))
@@ -270,7 +272,7 @@ class StepSweep:
             for name in ("any_hit", "target_share", "unique_within"):
                 cells += [point.arm.on(name), None if point is base else point.arm.gain(base.arm, name)]
             rows.append((*cells, float(np.mean([result.proportion_unique for result in point.arm.results]))))
-        return [Table("", named, tuple(rows))]
+        return [Table("", header, tuple(rows))]
 
     def draw(self, stem: Path) -> list[Path]:
         """The three curves."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +17,11 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:  # pragma: no cover
     import tomli as tomllib
+
+if TYPE_CHECKING:  # a verb's heavy imports are made when it is called
+    from pinrec_core.eval.evaluate import Reading
+    from pinrec_core.eval.results import UserResults
+    from pinrec_core.eval.run_report import TrainedRun
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _NOT_SHOWN = ("step", "loss")
@@ -121,18 +127,47 @@ def train(
     "--targets", default=8, show_default=True, type=click.IntRange(min=1), help="Last target events of a user."
 )
 @click.option("--keep-seen", is_flag=True, help="Let items that the user has seen be retrieved.")
+@click.option(
+    "--conditioning",
+    default="true",
+    show_default=True,
+    metavar="true|past|OUTCOME",
+    help="Outcomes that the embeddings are divided over: those of the targets, of the user's past, or one.",
+)
+@click.option(
+    "--report",
+    "report_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write a page with tables and plots there, and its figures as JSON.",
+)
+@click.option(
+    "--beside", "others", multiple=True, type=_FOLDER, metavar="RUN", help="Another run for the report; repeatable."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: bool, as_json: bool, quiet: bool) -> None:
+def evaluate(
+    run_dir: Path,
+    data_dir: Path,
+    k: int,
+    targets: int,
+    keep_seen: bool,
+    conditioning: str,
+    report_dir: Path | None,
+    others: tuple[Path, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Measure a trained model on users it has not seen.
 
     The last --targets engagements of every test user are the targets, all before them the history. The model runs free
     (no teacher forcing) and generates as many embeddings as there are targets, divided over outcomes like them; each
-    retrieves its top --k of all pins.
+    retrieves its top --k of all pins. In use nobody knows a request's outcomes: --conditioning past divides by the mix
+    of the user's own past instead, an outcome's name puts all embeddings on it.
 
     \b
-    unordered_recall     share of users with at least one target retrieved (Eq. 6)
-    target_recall        share of targets retrieved; also by outcome
+    unordered_recall     share of users with at least one target retrieved (Eq. 6); also by surface and by events in
+                         the history
+    target_recall        share of targets retrieved; also by outcome and by engagements of training users with the item
     proportion_unique    distinct items among all retrieved, over all users
     unique_within_user   the same inside one user's lists
     coverage             share of the corpus that any user gets
@@ -142,31 +177,70 @@ def evaluate(run_dir: Path, data_dir: Path, k: int, targets: int, keep_seen: boo
 
     `popularity@n` is the same list of the n most engaged pins for everybody, for n = k and n = k x targets (as many as
     a request is served). The result is kept in RUN/metrics.json and travels with an exported release.
+
+    --report adds intervals (users drawn again with replacement), recall by surface (Table 1), all pairs of desired and
+    actual outcome (Figure 4) and the number of embeddings a step (Figure 5, mt_oc). Runs of --beside, of the same data
+    and split, stand in the same tables; with a uc run among them Figure 4 shows the lift over it.
+
+    \b
+      pinrec evaluate --run RUN --data DATA
+      pinrec evaluate --run MT_OC_RUN --data DATA --beside UC_RUN --report work/report
     """
-    from pinrec_core.data.dataset import open_dataset
     from pinrec_core.eval.baselines.popularity import evaluate_popularity
-    from pinrec_core.eval.evaluate import evaluate as evaluate_model
+    from pinrec_core.eval.evaluate import Reading
     from pinrec_core.eval.served import evaluate_served
-    from pinrec_core.train.checkpoint import add_test_metrics, load_checkpoint, note_other_data
+    from pinrec_core.train.checkpoint import add_test_metrics
+
+    if others and report_dir is None:
+        raise InvalidConfig("--beside is given without --report; allowed: both, since other runs stand in the report")
+    run = _open_run(run_dir, data_dir, targets)
+    reading = Reading(k, targets, not keep_seen, conditioning)
+    per_user = run.measured(reading, progress=not quiet)
+    rows, drop_seen = run.dataset.split(run.config), not keep_seen
+    found = per_user.summary()
+    found |= evaluate_served(run.model, run.dataset, rows.test, k, targets, drop_seen, conditioning)
+    results = {"model": found}
+    for length in (k, k * targets):
+        popularity = evaluate_popularity(run.dataset, rows.train, rows.test, length, targets, drop_seen)
+        results[f"popularity@{length}"] = popularity
+    settings: dict[str, Any] = {"k": k, "num_targets": targets, "drop_seen": drop_seen, "conditioning": conditioning}
+    add_test_metrics(run_dir, {**found, **settings})
+    click.echo(json.dumps({**settings, **results}, indent=1) if as_json else table(results))
+    if report_dir is not None:
+        runs = [run, *(_open_run(other, data_dir, targets) for other in others)]
+        page = _write_report(report_dir, runs, reading, per_user, progress=not quiet)
+        click.echo(f"report written to {page}", err=as_json)
+
+
+def _open_run(run_dir: Path, data_dir: Path, num_targets: int) -> TrainedRun:
+    """A trained model and its test users. Raises InvalidConfig if there are none."""
+    from pinrec_core.data.dataset import open_dataset
+    from pinrec_core.eval.protocols import as_configured
+    from pinrec_core.eval.run_report import TrainedRun
+    from pinrec_core.train.checkpoint import load_checkpoint, note_other_data
 
     model, config, fitted = load_checkpoint(run_dir)
     dataset = open_dataset(data_dir, config, fitted=fitted)
     note_other_data(run_dir, dataset)
-    split = dataset.split(config)
-    if not len(split.test):
+    parts = as_configured(dataset, config, num_targets)
+    if not parts.test:
         raise InvalidConfig(
             f"data.test_share has value {config.data.test_share}, which leaves no test user of {dataset.name}; "
             "allowed: a share that does"
         )
-    found = evaluate_model(model, dataset, split.test, k, targets, not keep_seen, progress=not quiet)
-    found |= evaluate_served(model, dataset, split.test, k, targets, not keep_seen)
-    results = {"model": found}
-    for length in (k, k * targets):
-        popularity = evaluate_popularity(dataset, split.train, split.test, length, targets, not keep_seen)
-        results[f"popularity@{length}"] = popularity
-    settings = {"k": k, "num_targets": targets, "drop_seen": not keep_seen}
-    add_test_metrics(run_dir, {**found, **settings})
-    click.echo(json.dumps({**settings, **results}, indent=1) if as_json else table(results))
+    return TrainedRun(f"{config.model.variant} ({run_dir.name})", model, dataset, parts)
+
+
+def _write_report(
+    folder: Path, runs: list[TrainedRun], reading: Reading, per_user: UserResults, progress: bool
+) -> Path:
+    """The report's page, and everything beside it."""
+    from pinrec_core.eval.report import Provenance, Report, write_report
+    from pinrec_core.eval.run_report import run_sections
+
+    made = Provenance.here(shlex.join(["pinrec", *sys.argv[1:]]))
+    sections = run_sections(runs, reading, per_user, progress)
+    return write_report(folder, Report(f"Evaluation on {runs[0].dataset.name}", made, sections))
 
 
 def check_unused(run_dir: Path) -> None:

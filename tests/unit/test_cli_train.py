@@ -71,6 +71,45 @@ def test_evaluate_prints_a_table_beside_popularity_and_keeps_the_metrics(folder,
     assert (kept["k"], kept["num_targets"]) == (10, 2)
 
 
+def test_a_report_stands_runs_beside_each_other(folder, run, tmp_path):
+    uc = tmp_path / "uc"
+    options = ("--set", "model.variant=uc", "--set", "generate.offsets_per_step=1")
+    trained = pinrec("train", "--data", folder, "--config", CONFIGS / "tiny.toml", "--run", uc, *QUICK, *options)
+    assert trained.exit_code == 0, trained.output
+    common = ("--run", run, "--data", folder, "--targets", 2, "--k", 3, "--quiet")
+    result = pinrec("evaluate", *common, "--beside", uc, "--report", tmp_path / "page")
+    assert result.exit_code == 0, result.output
+    assert "report written to" in result.output
+    page = (tmp_path / "page" / "report.md").read_text()
+    document = json.loads((tmp_path / "page" / "report.json").read_text())
+    models = [row["model"] for row in document["sections"][0]["tables"][0]["rows"]]
+    assert models == ["mt_oc (run)", "uc (uc)", "mt_oc (run), budget of the past", "popularity@3", "popularity@6"]
+    assert [s["title"].split(" (")[0] for s in document["sections"]] == [
+        "Models beside each other", "Whom and what they find", "Conditioning on another outcome", "Embeddings a step",
+    ]  # fmt: skip
+    assert "The same, against uc (uc)" in page
+    kept = json.loads((run / "metrics.json").read_text())["test"]
+    first = document["sections"][0]["tables"][0]["rows"][0]
+    assert first[f"all ({kept['users']:.0f})"]["mean"] == pytest.approx(kept["unordered_recall"])
+    result = pinrec("evaluate", *common, "--conditioning", "past", "--json")
+    assert json.loads(result.output)["conditioning"] == "past"
+
+
+def test_what_a_report_cannot_show_is_refused(folder, run, tmp_path):
+    common = ("evaluate", "--run", run, "--data", folder, "--targets", 2, "--quiet")
+    result = pinrec(*common, "--beside", run)
+    assert "--beside is given without --report" in result.output
+    result = pinrec(*common, "--conditioning", "buy")
+    assert "conditioning has value 'buy'; allowed: one of ['true', 'past'" in result.output
+    other = tmp_path / "other"
+    split = ("--set", "data.split_seed=5")
+    trained = pinrec("train", "--data", folder, "--config", CONFIGS / "tiny.toml", "--run", other, *QUICK, *split)
+    assert trained.exit_code == 0, trained.output
+    result = pinrec(*common, "--beside", other, "--report", tmp_path / "page")
+    assert result.exit_code == 1
+    assert "was trained on other users or other outcomes than" in result.output
+
+
 def test_a_run_or_a_data_folder_is_not_trained_over(folder, run, tmp_path):
     """Weights of the old run beside the configuration of the new one would be exported as if they belonged together."""
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}

@@ -95,7 +95,8 @@ def test_figure_4_is_the_lift_of_each_outcome_by_the_desired_one():
     lifts = [[round(cell.value.mean, 6) for cell in row[1:]] for row in matrix.rows]
     assert lifts == [[0.2, -0.2], [0.1, 0.0]]
     assert [row[1:] for row in verdict.rows] == [("yes", "yes"), ("**no**", "yes")]
-    assert not OutcomeMatrix("Figure 4", "by hand", desired, reference, min_targets=241).outcomes()
+    (few,) = OutcomeMatrix("Figure 4", "by hand", desired, reference, min_targets=241).tables()
+    assert (few.name, few.rows) == ("No outcome has 241 targets", (("save", 240), ("click", 240)))
     plain = OutcomeMatrix("Figure 4", "by hand", desired, None, min_targets=240).tables()[0]
     assert rows(plain)["save"]["save (240)"].mean == pytest.approx(0.6)
 
@@ -108,9 +109,9 @@ def test_figure_5_divides_by_its_first_point():
     (table,) = StepSweep("Figure 5", "by hand", points).tables()
     first, second = (dict(zip(table.header, row, strict=True)) for row in table.rows)
     assert first["latency, ms: median [10 %, 90 %]"].mean == 10.0
-    assert second["against the first 3"] == pytest.approx(0.15)
-    assert first["against the first 5"] is None
-    assert second["against the first 5"].value.mean == pytest.approx(0.2)
+    assert second["latency / first"] == pytest.approx(0.15)
+    assert first["hits / first"] is None
+    assert second["hits / first"].value.mean == pytest.approx(0.2)
 
 
 def test_a_breakdown_finds_cold_items_and_cold_users():
@@ -170,6 +171,8 @@ def test_cells_are_shown_as_people_read_them():
     assert shown(Gain(Interval(0.1, -0.05, 0.2))) == "+10.0 % [-5.0, +20.0]"
     assert shown(Interval(0.5, 0.4, 0.6)) == "0.500 [0.400, 0.600]"
     assert (shown(None), shown(12_345), shown(0.12345), shown("a|b")) == ("–", "12,345", "0.123", "a|b")
+    assert shown(float("nan")) == "–"
+    assert shown(Interval(0.5, float("nan"), float("nan"))) == "0.500"
     assert "a\\|b" in Table("", ("h",), (("a|b",),)).markdown()
 
 
