@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pinrec_core.data.dataset import Dataset
-from pinrec_core.eval.evaluate import NUM_TARGETS, Corpus, HeldOut, held_out, measure
+from pinrec_core.eval.baselines.base import Validate, target_counts, training_targets
+from pinrec_core.eval.baselines.config import BaselineConfig
+from pinrec_core.eval.evaluate import NUM_TARGETS, Corpus, HeldOut, Scorer, held_out, measure
+
+
+class Popularity:
+    """A pin's score is how many target events the training users have of it."""
+
+    name = "popularity"
+
+    def __init__(self, config: BaselineConfig | None = None) -> None:
+        """Nothing to configure; the argument is there because every baseline has one."""
+
+    def fit(
+        self,
+        dataset: Dataset,
+        train_rows: NDArray[np.int64],
+        train_until_ms: int | None = None,
+        progress: bool = False,
+        validate: Validate | None = None,
+    ) -> None:
+        """See `Baseline.fit`: counted, nothing is validated."""
+        chosen = training_targets(dataset, train_rows, train_until_ms)
+        self._counts = target_counts(dataset, Corpus.of(dataset), chosen)  # [N]
+
+    def scorer(self, dataset: Dataset | None = None) -> Scorer:
+        """See `Baseline.scorer`."""
+
+        def score(users: list[HeldOut]) -> Tensor:
+            return self._counts.expand(len(users), 1, -1).clone()
+
+        return score
 
 
 def evaluate_popularity(
@@ -23,20 +53,8 @@ def evaluate_popularity(
 
     With k x num_targets it holds as many items as the embeddings of a model can retrieve at best.
     """
-    corpus = Corpus.of(dataset)
-    counts = _target_counts(dataset, corpus, train_rows)
-
-    def score(users: list[HeldOut]) -> Tensor:
-        return counts.expand(len(users), 1, -1).clone()
-
+    popularity = Popularity()
+    popularity.fit(dataset, train_rows)
     users = held_out(dataset, user_rows, num_targets)
-    return measure(score, dataset, corpus, users, list_length, num_targets, drop_seen, progress=False)
-
-
-def _target_counts(dataset: Dataset, corpus: Corpus, train_rows: NDArray[np.int64]) -> Tensor:
-    """Target events of each pin among the training users: float32 [N]."""
-    is_trained = np.zeros(dataset.histories.num_users, dtype=bool)
-    is_trained[train_rows] = True
-    chosen = np.repeat(is_trained, np.diff(dataset.histories.offsets)) & (dataset.target_outcomes >= 0)
-    columns = corpus.columns(dataset.histories.item_ids[chosen])
-    return torch.from_numpy(np.bincount(columns, minlength=len(corpus.ids)).astype(np.float32))
+    scorer = popularity.scorer()
+    return measure(scorer, dataset, Corpus.of(dataset), users, list_length, num_targets, drop_seen, progress=False)
