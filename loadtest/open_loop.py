@@ -28,6 +28,8 @@ class Call:
     late_s: float
     code: grpc.StatusCode
     answer: Any = None
+    details: str = ""
+    """The words of a call that failed."""
 
     @property
     def latency_s(self) -> float:
@@ -98,12 +100,12 @@ async def closed_loop(send: Callable[[int], Awaitable[Any]], concurrency: int, s
 
 
 async def _call(send: Callable[[int], Awaitable[Any]], number: int, at: float) -> Call:
-    late, code, answer = time.monotonic() - at, grpc.StatusCode.OK, None
+    late, code, answer, details = time.monotonic() - at, grpc.StatusCode.OK, None, ""
     try:
         answer = await send(number)
     except grpc.RpcError as error:
-        code = error.code()
-    return Call(at, time.monotonic(), late, code, answer)
+        code, details = error.code(), error.details() or ""
+    return Call(at, time.monotonic(), late, code, answer, details)
 
 
 def percentiles_ms(calls: Sequence[Call], *percents: float) -> list[float]:

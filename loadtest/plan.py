@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -74,24 +76,48 @@ class Plan:
     limits: LimitsPlan = field(default_factory=LimitsPlan)
 
 
+_ABOVE_ZERO = {
+    "traffic.deadline_s",
+    "arrivals.share_of_capacity",
+    "arrivals.seconds",
+    "arrivals.burst_every_s",
+    "closed.users",
+    "closed.seconds",
+}
+_SHARES = {"traffic.new_users", "limits.failed", "limits.refused", "limits.degraded"}
+
+
 def read_plan(path: Path) -> Plan:
     """Read a profile. Raises InvalidConfig naming the key, its value and what is allowed."""
     plan = build(Plan, read_toml(path, "profile"))
-    for section, name, value in _numbers(plan):
-        if value < 0:
-            raise InvalidConfig(f"{section}.{name} has value {value!r}; allowed: 0 or more")
-    if not 0 <= plan.traffic.new_users <= 1:
-        raise InvalidConfig(f"traffic.new_users has value {plan.traffic.new_users}; allowed: 0 to 1")
+    for key, value in _numbers(plan):
+        _check(key, value)
+    if not plan.traffic.num_candidates or min(plan.traffic.num_candidates) < 1:
+        value = list(plan.traffic.num_candidates)
+        raise InvalidConfig(f"traffic.num_candidates has value {value}; allowed: one number or more, each 1 or more")
+    if plan.traffic.surfaces and not any(plan.traffic.surfaces.values()):
+        raise InvalidConfig(f"traffic.surfaces has value {plan.traffic.surfaces}; allowed: a weight above 0 for one")
     if plan.arrivals.burst_s >= plan.arrivals.burst_every_s:
         raise InvalidConfig(f"arrivals.burst_s has value {plan.arrivals.burst_s}; allowed: less than burst_every_s")
     return plan
 
 
-def _numbers(plan: Plan) -> list[tuple[str, str, float]]:
-    """Section, key and value of each number."""
-    return [
-        (section, name, value)
-        for section, values in asdict(plan).items()
-        for name, value in values.items()
-        if isinstance(value, int | float)
-    ]
+def _check(key: str, value: float) -> None:
+    allowed = "0 or more"
+    right = math.isfinite(value) and value >= 0
+    if key in _ABOVE_ZERO:
+        allowed, right = "more than 0", right and value > 0
+    if key in _SHARES:
+        allowed, right = "0 to 1", right and value <= 1
+    if not right:
+        raise InvalidConfig(f"{key} has value {value!r}; allowed: {allowed}")
+
+
+def _numbers(plan: Plan) -> Iterator[tuple[str, float]]:
+    """Key and value of each number, weights of surfaces included."""
+    for section, values in asdict(plan).items():
+        for name, value in values.items():
+            several = value if isinstance(value, dict) else {"": value}
+            for each, number in several.items():
+                if isinstance(number, int | float):
+                    yield f"{section}.{name}" + (f".{each}" if each else ""), number

@@ -26,6 +26,7 @@ from benchmarks.chaos.table import Row, finish, show
 from loadtest.open_loop import Bursts, Call, closed_loop, open_loop, percentiles_ms
 from loadtest.plan import LimitsPlan, Plan, read_plan
 from loadtest.traffic import Traffic
+from pinrec_core.errors import Unavailable
 from services.cli.demo import GATEWAY, STORIES, Paths, clear, prepare, running_stack
 from services.common.client import open_aio_channel
 from services.common.one_line import one_line_errors
@@ -91,10 +92,13 @@ def sender(stub: CandidateServiceStub, traffic: Traffic) -> Callable[[int], Awai
 
 
 async def capacity_rps(send: Callable[[int], Awaitable[str]]) -> float:
-    """Answers a second that callers without a pause get, after as many to warm up."""
+    """Answers a second that callers without a pause get, after as many to warm up. Raises Unavailable without any."""
     for _ in range(2):
         calls = await closed_loop(send, CAPACITY_CALLERS, CAPACITY_S)
-    return sum(call.code is grpc.StatusCode.OK for call in calls) / CAPACITY_S
+        answered = sum(call.code is grpc.StatusCode.OK for call in calls)
+        if not answered:
+            raise Unavailable(f"none of {len(calls)} calls was answered; {calls[-1].code.name}: {calls[-1].details}")
+    return answered / CAPACITY_S
 
 
 def judged(calls: list[Call], rate: float, limits: LimitsPlan) -> list[Row]:

@@ -64,4 +64,11 @@ def _user_ids(text: str) -> Sequence[int]:
         return range(int(first), int(last) + 1)
     if not Path(text).is_file():
         raise InvalidConfig(f"traffic.users has value {text!r}; allowed: FIRST-LAST or a file of ids")
-    return [int(line) for line in Path(text).read_text().split()]
+    words = Path(text).read_text().split()
+    try:
+        ids = [int(word) for word in words]
+    except ValueError as error:
+        raise InvalidConfig(f"traffic.users has value {text!r}, where {error}; allowed: one id a line") from error
+    if not ids:
+        raise InvalidConfig(f"traffic.users has value {text!r}, which holds none; allowed: one id a line")
+    return ids

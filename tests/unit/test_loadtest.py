@@ -13,10 +13,10 @@ import pytest
 
 from loadtest.open_loop import Bursts, Call, arrivals
 from loadtest.plan import LimitsPlan, TrafficPlan, read_plan
-from loadtest.run import closed_row, judged
+from loadtest.run import capacity_rps, closed_row, judged
 from loadtest.traffic import FIRST_NEW_USER, Traffic
 from pinrec_core.config import Config
-from pinrec_core.errors import InvalidConfig, InvalidRelease
+from pinrec_core.errors import InvalidConfig, InvalidRelease, Unavailable
 from pinrec_core.release import ReleaseFacts, ServingState, publish, write_serving_state
 from pinrec_core.schema import Vocabulary
 from services.proto import candidates_pb2_grpc
@@ -80,6 +80,13 @@ def test_users_come_from_a_file(tmp_path):
     assert Traffic.of(replace(PLAN, users=str(tmp_path / "users.txt")), tmp_path).user_ids == [5, -9]
 
 
+@pytest.mark.parametrize(("text", "what"), [("", "which holds none"), ("5\nx", "where invalid literal")])
+def test_a_file_of_users_holds_ids(tmp_path, text, what):
+    (tmp_path / "users.txt").write_text(text)
+    with pytest.raises(InvalidConfig, match=rf"traffic\.users has value .*users.txt', {what}.*one id a line"):
+        Traffic.of(replace(PLAN, users=str(tmp_path / "users.txt")), tmp_path)
+
+
 def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(InvalidConfig, match=r"traffic\.users has value '9-3'"):
         Traffic.of(replace(PLAN, users="9-3"), tmp_path)
@@ -92,7 +99,17 @@ def test_what_is_wrong_is_named(tmp_path):
     [
         ("[traffic]\nuser = '1-2'", "unknown key 'traffic.user'"),
         ("[arrivals]\nrate = 'fast'", "arrivals.rate has value 'fast'; allowed: float"),
-        ("[arrivals]\nseconds = -1", "arrivals.seconds has value -1.0; allowed: 0 or more"),
+        ("[arrivals]\nburst_times = -1", "arrivals.burst_times has value -1.0; allowed: 0 or more"),
+        ("[arrivals]\nseconds = 0", "arrivals.seconds has value 0.0; allowed: more than 0"),
+        ("[arrivals]\nrate = nan", "arrivals.rate has value nan; allowed: 0 or more"),
+        ("[arrivals]\nrate = inf", "arrivals.rate has value inf; allowed: 0 or more"),
+        ("[arrivals]\nshare_of_capacity = 0", "arrivals.share_of_capacity has value 0.0; allowed: more than 0"),
+        ("[closed]\nusers = 0", "closed.users has value 0; allowed: more than 0"),
+        ("[limits]\nfailed = 2", "limits.failed has value 2.0; allowed: 0 to 1"),
+        ("[traffic]\nnum_candidates = []", "traffic.num_candidates has value []; allowed: one number or more"),
+        ("[traffic]\nnum_candidates = [5, 0]", "traffic.num_candidates has value [5, 0]; allowed: one number or more"),
+        ("[traffic.surfaces]\nhome = -1", "traffic.surfaces.home has value -1.0; allowed: 0 or more"),
+        ("[traffic.surfaces]\nhome = 0", "traffic.surfaces has value {'home': 0.0}; allowed: a weight above 0 for one"),
         ("[arrivals]\nburst_s = 10", "arrivals.burst_s has value 10.0; allowed: less than burst_every_s"),
         ("[traffic]\nnew_users = 2", "traffic.new_users has value 2.0; allowed: 0 to 1"),
         ("[traffic]\nnum_candidates = ['many']", "num_candidates has value ['many']; allowed: a list of integers"),
@@ -167,3 +184,15 @@ def test_locust_counts_calls_and_fails_with_them(code, tmp_path):
     assert row.met is refused
     assert row.measured.startswith("0; ") is refused
     assert row.measured.endswith(", 0 refused") is not refused
+
+
+async def test_a_gateway_that_answers_nobody_has_no_capacity(monkeypatch):
+    """Its words say why: a token of another scope, a budget that the release does not know, nobody at the address."""
+    monkeypatch.setattr("loadtest.run.CAPACITY_S", 0.05)
+    metadata = grpc.aio.Metadata()
+
+    async def refused(number):
+        raise grpc.aio.AioRpcError(grpc.StatusCode.PERMISSION_DENIED, metadata, metadata, "it needs scope read")
+
+    with pytest.raises(Unavailable, match=r"none of \d+ calls was answered; PERMISSION_DENIED: it needs scope read"):
+        await capacity_rps(refused)
