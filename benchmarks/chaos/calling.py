@@ -6,10 +6,12 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 
 from benchmarks.chaos.world import USERS
 from loadtest.open_loop import Call, closed_loop, open_loop
@@ -71,14 +73,29 @@ def words(counts: dict[str, int]) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in counts.items()) or "none"
 
 
+@dataclass(frozen=True)
+class Throughput:
+    """What callers without a pause get: full answers a second, and their p99 in milliseconds."""
+
+    callers: int
+    rps: float
+    p99_ms: float
+
+
+async def throughputs(address: str, seconds: float, callers: Sequence[int] = CAPACITY_CALLERS) -> list[Throughput]:
+    """Of each number of callers, after a round to warm up."""
+    found = []
+    async with grpc.aio.insecure_channel(address, QUICK_RECONNECT) as channel:
+        for concurrency in (callers[-1], *callers):
+            calls = await closed_loop(asker(channel, 5.0), concurrency, seconds)
+            full = [1000 * call.latency_s for call in calls if seen(call) == FULL]
+            found.append(Throughput(concurrency, len(full) / seconds, float(np.percentile(full, 99))))
+    return found[1:]
+
+
 async def capacity_rps(address: str, seconds: float, callers: Sequence[int] = CAPACITY_CALLERS) -> float:
     """Full answers a second: the best of some numbers of callers without a pause, after one round to warm up."""
-    rates = []
-    async with grpc.aio.insecure_channel(address, QUICK_RECONNECT) as channel:
-        for concurrency in (callers[0], *callers):
-            calls = await closed_loop(asker(channel, 5.0), concurrency, seconds)
-            rates.append(sum(seen(call) == FULL for call in calls) / seconds)
-    return max(rates[1:])
+    return max(one.rps for one in await throughputs(address, seconds, callers))
 
 
 class Load:

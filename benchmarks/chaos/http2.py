@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import grpc
 
@@ -105,8 +106,7 @@ class RawConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say hello."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no instance of it
         transport.write(opening(LARGEST_WINDOW))
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -122,17 +122,26 @@ class RawConnection(asyncio.Protocol):
 
     def send(self, payload: bytes, due_s: float) -> None:
         """Make a call now, or as soon as the other side takes more bytes."""
-        self._waiting.append((RawCall(due_s, time.monotonic()), payload))
-        self.calls.append(self._waiting[-1][0])
+        self.send_all([(payload, due_s)])
+
+    def send_all(self, calls: Iterable[tuple[bytes, float]]) -> None:
+        """Make calls, each with when it was due, by one system call."""
+        now_s = time.monotonic()
+        for payload, due_s in calls:
+            self._waiting.append((RawCall(due_s, now_s), payload))
+            self.calls.append(self._waiting[-1][0])
         self._send_waiting()
 
     def _send_waiting(self) -> None:
+        frames = bytearray()
         while self._waiting and self._window >= len(self._waiting[0][1]) + 5:
             call, payload = self._waiting.popleft()
             self._window -= len(payload) + 5
             self._open[self._stream] = call
-            self._transport.write(call_of(self._stream, self._headers, payload))
+            frames += call_of(self._stream, self._headers, payload)
             self._stream += 2
+        if frames:
+            self._transport.write(bytes(frames))
 
     def data_received(self, data: bytes) -> None:
         """Frames, whole or in pieces."""

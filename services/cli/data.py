@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _LABELS = {"error": "ERROR ", "repair": "repair", "notice": "notice"}
 _SOURCE = click.Path(path_type=Path, file_okay=False, exists=True)
+_FOLDER_OR_ARCHIVE = click.Path(path_type=Path, exists=True)
+_ALL_ITEMS = click.option("--all-items", is_flag=True, help="List items without an event too.")
 
 
 @click.group()
@@ -97,31 +99,88 @@ def movielens_100k(dest: Path, cache: Path | None) -> None:
 
 
 @data.command()
-@click.argument("source", type=_SOURCE)
+@click.argument("source", type=_FOLDER_OR_ARCHIVE)
 @click.argument("dest", type=_FOLDER)
 def movielens(source: Path, dest: Path) -> None:
-    """Write a GroupLens folder SOURCE (ratings.csv, movies.csv, tags.csv, plain or .gz) to DEST.
+    """Write MovieLens 1M, 10M, 20M, 25M or latest to DEST.
 
-    4.5 and 5 stars are loved, 3.5 and 4 liked, 2.5 and 3 watched, fewer dropped. A typed tag becomes a search query
-    on the surface search, placed just before the rating of the movie that it names.
+    SOURCE is a folder as GroupLens ships it (ratings, movies, tags as .csv or .dat, plain or .gz), or the zip itself,
+    whose published MD5 is checked. 4.5 and 5 stars are loved, 3.5 and 4 liked, 2.5 and 3 watched, fewer dropped. A
+    typed tag becomes a search query on the surface search, placed just before the rating of the movie that it names.
     """
     from pinrec_core.data.readers import movielens as reader
+    from pinrec_core.data.readers.published import opened
 
-    click.echo(f"{reader.convert(source, dest)}\nwritten to {dest}")
+    name = source.name.removesuffix(".zip") if source.is_file() else None
+    with opened(source, reader.is_wanted, dest, progress=True) as folder:
+        click.echo(f"{reader.convert(folder, dest, name, progress=True)}\nwritten to {dest}")
+
+
+@data.command()
+@click.argument("source", type=_FOLDER_OR_ARCHIVE)
+@click.argument("dest", type=_FOLDER)
+@click.option("--random", is_flag=True, help="Read the randomly exposed impressions too.")
+@_ALL_ITEMS
+def kuairand(source: Path, dest: Path, random: bool, all_items: bool) -> None:
+    """Write KuaiRand-Pure, -1K or -27K to DEST.
+
+    SOURCE is a folder as its publisher ships it (log_standard_*.csv, video_features_basic_*.csv), the .tar.gz itself,
+    whose published MD5 is checked, or the cut of Pure in Parquet (log_0425_0508, train_history_0409_0424_last50,
+    raw/item_features), for which the options have no meaning.
+
+    An engagement's action is the strongest of like, long_view, click; impressions without one are dropped. Tabs are
+    surfaces; rows of the cut's history have an unknown surface and an order instead of a time. CC BY-SA 4.0.
+    """
+    from pinrec_core.data.readers import kuairand as cut
+    from pinrec_core.data.readers import kuairand_full as full
+    from pinrec_core.data.readers.published import opened
+
+    if (source / cut.LOG).is_file():
+        summary = cut.convert(source, dest)
+    else:
+        with opened(source, full.is_wanted, dest, progress=True) as folder:
+            summary = full.convert(folder, dest, random, all_items, progress=True)
+    click.echo(f"{summary}\nwritten to {dest}")
+
+
+@data.command()
+@click.argument("source", type=_FOLDER_OR_ARCHIVE)
+@click.argument("dest", type=_FOLDER)
+@_ALL_ITEMS
+def retailrocket(source: Path, dest: Path, all_items: bool) -> None:
+    """Write RetailRocket's shop log to DEST.
+
+    SOURCE is a folder or zip as Kaggle ships it (events.csv, item_properties_part1.csv and _part2.csv,
+    category_tree.csv), or the cut interactions.parquet with test_target.parquet. Outcomes are buy, cart and view on the
+    one surface shop. An item's text is its first category and all above it. CC BY-NC-SA 4.0.
+    """
+    from pinrec_core.data.readers import retailrocket as reader
+    from pinrec_core.data.readers.published import opened
+
+    with opened(source, reader.is_wanted, dest, progress=True) as folder:
+        click.echo(f"{reader.convert(folder, dest, all_items, progress=True)}\nwritten to {dest}")
 
 
 @data.command()
 @click.argument("source", type=_SOURCE)
 @click.argument("dest", type=_FOLDER)
-def kuairand(source: Path, dest: Path) -> None:
-    """Write KuaiRand-Pure (log_0425_0508, train_history_0409_0424_last50 and raw/item_features as Parquet) to DEST.
+@click.option(
+    "--shuffle-ties", metavar="SEED", type=click.IntRange(min=0), help="Random order where a user's times are equal."
+)
+@_ALL_ITEMS
+def amazon(source: Path, dest: Path, shuffle_ties: int | None, all_items: bool) -> None:
+    """Write one category of Amazon reviews to DEST.
 
-    An engagement's action is the strongest of like, long_view, click; impressions without one are dropped. Tabs are
-    surfaces; rows of the history have an unknown surface and an order instead of a time. CC BY-SA 4.0.
+    SOURCE holds one file of reviews and at most one of meta data, as shipped in 2014 (reviews_Beauty_5.json.gz,
+    meta_Beauty.json.gz), 2018 (Beauty_5.json.gz) or 2023 (All_Beauty.jsonl or .csv, meta_All_Beauty.jsonl), or the cut
+    interactions.parquet with items.parquet. Each review is the outcome review on the surface shop.
+
+    Most times are days: equal times keep the order of the file, or are shuffled. Ids are numbered as by map-ids, and
+    the maps saved beside. For research.
     """
-    from pinrec_core.data.readers import kuairand as reader
+    from pinrec_core.data.readers import amazon as reader
 
-    click.echo(f"{reader.convert(source, dest)}\nwritten to {dest}")
+    click.echo(f"{reader.convert(source, dest, shuffle_ties, all_items, progress=True)}\nwritten to {dest}")
 
 
 @data.command("map-ids")

@@ -10,9 +10,10 @@ import urllib.error
 import urllib.request
 
 import click
+import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from pinrec_core.errors import PinrecError
+from pinrec_core.errors import InvalidRequest, PinrecError
 from services.common.client import connect
 
 TIMEOUT_S = 1.0
@@ -21,7 +22,12 @@ TIMEOUT_S = 1.0
 def health_of(address: str, service: str = "", timeout_s: float = TIMEOUT_S) -> str:
     """What the gRPC health service at `address` says of `service` (empty = all of it). Raises PinrecError."""
     with connect(address, health_pb2_grpc.HealthStub) as stub:
-        reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+        try:
+            reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:  # the health service says it without a word
+                raise InvalidRequest("service", service, f"a name that {address} tells the health of") from error
+            raise
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
 
 

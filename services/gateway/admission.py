@@ -37,6 +37,9 @@ LOOP_PASSES = 2
 Fewer places would not shorten that: where the gateway is short of a core, its callers are refused no earlier.
 """
 
+SAME_REFUSAL_S = 0.01
+"""So long whoever is turned away is told the same, which costs a part of making it up anew."""
+
 _LOOK_S = 0.005
 
 
@@ -57,6 +60,8 @@ class Admission:
         self._limit = LatencyLimit(now)
         self._progress_at = now()
         self._pressure = Pressure(now)
+        self._turned_away: Overloaded | None = None
+        self._turned_away_until = now()
 
     @contextmanager
     def place(self, release: Release, priority: Priority, deadline: float) -> Iterator[None]:
@@ -104,11 +109,15 @@ class Admission:
 
         An overload is mostly refusals: they must cost as little as can be. It counts as INTERACTIVE.
         """
-        places = self.places(release, INTERACTIVE)
-        if self._in_flight.total < places or self.is_stalled:
+        total, places = self._in_flight.total, self.places(release, INTERACTIVE)
+        if total < places or self.is_stalled:
             return None
-        self._limit.arrived(self._in_flight.total, release.config.serve.max_in_flight)
-        return self._no_place(places, INTERACTIVE)
+        self._limit.arrived(total, release.config.serve.max_in_flight)
+        self._count_refused("places", INTERACTIVE)
+        if self._now() >= self._turned_away_until:
+            self._turned_away = self._overloaded(f"all {places} places are taken")
+            self._turned_away_until = self._now() + SAME_REFUSAL_S
+        return self._turned_away
 
     def _check(self, release: Release, priority: Priority, deadline: float) -> None:
         total = self._in_flight.total
@@ -117,21 +126,22 @@ class Admission:
         if total >= places:
             if self.is_stalled:
                 raise Unavailable("the serving stages do not answer")
-            raise self._no_place(places, priority)
+            self._count_refused("places", priority)
+            raise self._overloaded(f"all {places} places are taken")
         # A lone request is always tried: what it takes may have changed, and only an answer tells.
         expected_s = self._limit.latency_s
         if total and deadline - self._now() < expected_s:
+            self._count_refused("deadline", priority)
             words = f"the deadline leaves less than the {1000 * expected_s:.0f} ms that an answer takes at present"
-            raise self._refused("deadline", priority, words)
+            raise self._overloaded(words)
 
-    def _no_place(self, places: int, priority: Priority) -> Overloaded:
-        if priority != BATCH:  # a batch has fewer places than the limit gives
-            self._limit.refused()
-        return self._refused("places", priority, f"all {places} places are taken")
-
-    def _refused(self, reason: str, priority: Priority, words: str) -> Overloaded:
+    def _count_refused(self, reason: str, priority: Priority) -> None:
         self._pressure.refused += 1
         self._metrics.shed.labels(reason, GetCandidatesRequest.Priority.Name(priority)).inc()
+        if reason == "places" and priority == INTERACTIVE:  # a batch has fewer places than the limit gives
+            self._limit.refused()
+
+    def _overloaded(self, words: str) -> Overloaded:
         wait_s = min(max(self._limit.latency_s * self._pressure.asked_of_admitted, RETRY_S[0]), RETRY_S[1])
         return Overloaded(f"{words}; try again later", wait_s)
 

@@ -15,11 +15,8 @@ class InFlight:
     def __init__(self, gauge: Gauge) -> None:
         self._gauge = gauge
         self._counts: Counter[int] = Counter()
-
-    @property
-    def total(self) -> int:
+        self.total = 0
         """Of all releases."""
-        return self._counts.total()
 
     def by_release(self) -> dict[int, int]:
         """Of each release that has any."""
@@ -28,10 +25,13 @@ class InFlight:
     @contextmanager
     def one(self, release: int) -> Iterator[None]:
         """Count a request of `release` while it is there."""
-        self._counts[release] += 1
-        self._gauge.set(self.total)
+        self._add(release, 1)
         try:
             yield
         finally:
-            self._counts[release] -= 1
-            self._gauge.set(self.total)
+            self._add(release, -1)
+
+    def _add(self, release: int, count: int) -> None:
+        self._counts[release] += count
+        self.total += count
+        self._gauge.set(self.total)

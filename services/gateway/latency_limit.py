@@ -17,8 +17,9 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-TOLERANCE = 3.0
-"""Mean latency that is aimed at in overload, in latencies of a lone request."""
+TOLERANCE = 2.3
+"""Mean latency that is aimed at in overload, in latencies of a lone request: its p99 is then less than three times a
+lone request's."""
 
 BURST = 2.0
 """More requests at once than so many times the limit are too many, if it lasts."""

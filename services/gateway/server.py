@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from services.common.logs import configure_logging
@@ -117,7 +118,7 @@ def main(releases: Path, triton: str, canary_s: float, fallback: bool, **options
         await gateway.run()
 
     with one_line_errors():
-        asyncio.run(serve())
+        uvloop.run(serve())
 
 
 if __name__ == "__main__":

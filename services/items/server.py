@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import click
 import grpc.aio
 import torch
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from pinrec_core.items.log import Item, ItemLog
@@ -210,7 +211,7 @@ def main(releases: Path, data: Path, **options: Any) -> None:
         await ItemService(releases, data, ServerOptions(**options), process_registry()).run()
 
     with one_line_errors():
-        asyncio.run(serve())
+        uvloop.run(serve())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import uvloop
 from prometheus_client import CollectorRegistry
 
 from pinrec_core.errors import PinrecError
@@ -196,7 +197,7 @@ def main(**options: Any) -> None:
         await SignalService(SignalsOptions(**own), ServerOptions(**options), process_registry()).run()
 
     try:
-        asyncio.run(serve())
+        uvloop.run(serve())
     except PinrecError as error:
         raise click.ClickException(error.message) from error
 

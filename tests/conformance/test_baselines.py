@@ -181,6 +181,25 @@ def test_the_best_weights_are_kept(name):
     assert torch.equal(kept, looks[0])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5])
+def test_tiger_quantizes_item_vectors_where_content_is_rare(share, monkeypatch):
+    dataset = log_of(STARTS)
+    scale = np.where(np.arange(NUM_ITEMS) < share * NUM_ITEMS, dataset.items.scale, 0).astype(np.float32)
+    dataset = replace(dataset, items=replace(dataset.items, scale=scale))
+    widths = []
+
+    def codes_of(vectors, codebooks, codes):
+        widths.append(vectors.shape[1])
+        return np.zeros((len(vectors), codebooks), dtype=np.int64)
+
+    monkeypatch.setattr("pinrec_core.eval.baselines.tiger.residual_codes", codes_of)
+    fitted("tiger", dataset)
+    assert widths == [4 if share >= 0.5 else CONFIG.dim]
+    if not share:
+        with pytest.raises(InvalidData, match="circle has no item content; allowed for semantic_source: 'sasrec'"):
+            fitted("tiger", dataset, replace(BRIEF, semantic_source="content"))
+
+
 def test_pinnerformers_positives_are_uniform_within_the_horizon():
     """Offsets 1 and 2 alike where both are left; the last position has one."""
     stream = HorizonStream(log_of(STARTS), TRAINED, PINREC, horizon=2)

@@ -53,6 +53,23 @@ def test_every_place_is_given_and_the_next_is_refused(world):
         pass
 
 
+def test_who_finds_no_place_is_turned_away_unread(world):
+    release = Release(Path("releases/1"), 1, {}, config_from_dict({"serve": {"max_in_flight": 2}}), None)
+    world.answer(0.050)
+    with world.place(places=2):
+        assert world.admission.turn_away(release) is None
+        with world.place(places=2):
+            first, second = world.admission.turn_away(release), world.admission.turn_away(release)
+            assert (first.message, first.retry_after_s) == ("all 2 places are taken; try again later", 0.05 * 4 / 3)
+            assert second is first, "what is told is not made up anew for each"
+            world.now_s += 0.02
+            assert world.admission.turn_away(release).retry_after_s == pytest.approx(0.05 * 6 / 3)
+            assert world.shed("places") == 3
+            world.now_s += 0.6  # nothing comes back: not an overload, so popular lists may answer
+            assert world.admission.turn_away(release) is None
+    assert world.admission.turn_away(release) is None
+
+
 def test_batch_requests_leave_half_of_the_places(world):
     with ExitStack() as held:
         for _ in range(2):

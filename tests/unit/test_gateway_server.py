@@ -116,6 +116,9 @@ async def test_requests_above_the_limit_are_refused_at_once(tmp_path):
         assert details == "all 2 places are taken; try again later"
         assert int(dict(tuple(await refused.trailing_metadata()))["grpc-retry-pushback-ms"]) >= 10
         assert stack.count("shed_total", reason="places", priority="INTERACTIVE") == 1
+        assert stack.count("request_seconds_count", code="RESOURCE_EXHAUSTED") == 1
+        labels = {"method": "GetCandidates", "code": "RESOURCE_EXHAUSTED"}
+        assert stack.registry.get_sample_value("pinrec_rpc_seconds_count", labels) == 1
         assert stack.count("in_flight") == 2
         stack.peer.release_me.set()
         assert [len((await call).candidates) for call in held] == [10, 10]

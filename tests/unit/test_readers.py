@@ -184,7 +184,7 @@ def test_movielens_names_what_is_missing(tmp_path):
     with pytest.raises(InvalidData, match=r"movies\.csv\.gz: .*title.*; wanted columns: movieId, title, genres"):
         movielens.convert(source, tmp_path / "log")
     (source / "movies.csv.gz").unlink()
-    with pytest.raises(InvalidData, match=r"holds neither movies\.csv nor movies\.csv\.gz"):
+    with pytest.raises(InvalidData, match=r"does not hold movies\.csv or movies\.dat \(plain or \.gz\)"):
         movielens.convert(source, tmp_path / "log")
 
 
