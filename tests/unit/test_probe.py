@@ -65,7 +65,10 @@ def test_grpc_health_is_the_services_own_word(service):
 def test_a_service_that_is_unknown_or_not_there_is_not_healthy(service):
     address, _ = service
     code, said = run(address, "another")
-    assert (code, said) == (1, f"Error: service has value 'another'; allowed: a name that {address} tells the health of\n")
+    assert (code, said) == (
+        1,
+        f"Error: service has value 'another'; allowed: a name that {address} tells the health of\n",
+    )
     code, said = run("127.0.0.1:1")
     assert (code, "127.0.0.1:1 is unavailable" in said) == (1, True)
     assert not serves("127.0.0.1:1")
