@@ -17,7 +17,6 @@ CC BY-SA 4.0. Gao et al., KuaiRand: An Unbiased Sequential Recommendation Datase
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +41,8 @@ FLAGS = {
 }  # fmt: skip
 """Columns of the log that are engagements, and the outcome that each one makes."""
 _FLAG_NAMES = [name.removeprefix("is_") for name in FLAGS]
-_NO_OUTCOME = len(OUTCOMES)
+NO_OUTCOME = len(OUTCOMES)
+"""Place of an impression without engagement."""
 
 
 def convert(source: Path, folder: Path) -> ReadSummary:
@@ -52,13 +52,13 @@ def convert(source: Path, folder: Path) -> ReadSummary:
     items = _read(source, ITEMS, ["video_id", "author_id", "music_id", "tag"])
     tabs = np.unique(log["tab"].to_numpy()).tolist()
     surfaces = [UNKNOWN_SURFACE, *(f"tab_{tab}" for tab in tabs)]
-    log_outcome, history_outcome = _outcome(log), _outcome(history)
-    hated = (log["is_hate"].to_numpy() > 0) & (log_outcome != _NO_OUTCOME)
-    log_outcome[hated] = _NO_OUTCOME
-    repeated = (log_outcome != _NO_OUTCOME) & repeats(
+    log_outcome, history_outcome = outcome_of(log), outcome_of(history)
+    hated = (log["is_hate"].to_numpy() > 0) & (log_outcome != NO_OUTCOME)
+    log_outcome[hated] = NO_OUTCOME
+    repeated = (log_outcome != NO_OUTCOME) & repeats(
         [*(log[name].to_numpy() for name in ("user_id", "video_id", "time_ms", "tab")), log_outcome]
     )
-    log_outcome[repeated] = _NO_OUTCOME
+    log_outcome[repeated] = NO_OUTCOME
     with FolderWriter(folder, DatasetFacts(name="kuairand-pure", outcomes=OUTCOMES)) as writer:
         _write_items(writer, items)
         for table, outcome, time in ((history, history_outcome, "pos"), (log, log_outcome, "time_ms")):
@@ -66,15 +66,15 @@ def convert(source: Path, folder: Path) -> ReadSummary:
             surface = np.zeros(len(table)) if tab is None else 1 + np.searchsorted(tabs, tab)
             _write_events(writer, table, outcome, time, NameColumn(surface, surfaces))
     both = np.concatenate([history_outcome, log_outcome])
-    idle = int((log_outcome == _NO_OUTCOME).sum())
-    users = np.concatenate([history["user_id"].to_numpy(), log["user_id"].to_numpy()])[both != _NO_OUTCOME]
+    idle = int((log_outcome == NO_OUTCOME).sum())
+    users = np.concatenate([history["user_id"].to_numpy(), log["user_id"].to_numpy()])[both != NO_OUTCOME]
     return ReadSummary(
         users=len(np.unique(users)),
         items=len(items),
         events={name: int((both == place).sum()) for place, name in enumerate(OUTCOMES)},
         left_out={
             "impressions without engagement, log": idle - int(hated.sum()) - int(repeated.sum()),
-            "impressions without engagement, history": int((history_outcome == _NO_OUTCOME).sum()),
+            "impressions without engagement, history": int((history_outcome == NO_OUTCOME).sum()),
             "hated": int(hated.sum()),
             "logged twice": int(repeated.sum()),
         },
@@ -91,9 +91,12 @@ def _read(source: Path, name: str, columns: list[str]) -> pa.Table:
     return pq.read_table(path, columns=columns)
 
 
-def _outcome(table: pa.Table) -> NDArray[np.int32]:
-    """Place in OUTCOMES of each impression's strongest engagement: int32 [n]."""
-    outcome = np.full(len(table), _NO_OUTCOME, dtype=np.int32)
+def outcome_of(table: pa.Table) -> NDArray[np.int32]:
+    """Place in OUTCOMES of each impression's strongest engagement, NO_OUTCOME without one: int32 [n].
+
+    Columns of FLAGS that the table lacks are engagements that it does not tell of.
+    """
+    outcome = np.full(len(table), NO_OUTCOME, dtype=np.int32)
     for flag, place in FLAGS.items():
         if flag in table.column_names:
             outcome = np.where(table[flag].to_numpy() > 0, np.minimum(outcome, np.int32(place)), outcome)
@@ -103,7 +106,7 @@ def _outcome(table: pa.Table) -> NDArray[np.int32]:
 def _write_events(
     writer: FolderWriter, table: pa.Table, outcome: NDArray[np.int32], time: str, surface: NameColumn
 ) -> None:
-    kept = outcome != _NO_OUTCOME
+    kept = outcome != NO_OUTCOME
     order = np.flatnonzero(kept)[np.lexsort((table[time].to_numpy()[kept], table["user_id"].to_numpy()[kept]))]
     writer.events(
         user_id=table["user_id"].to_numpy()[order].astype(np.int64),
@@ -112,16 +115,14 @@ def _write_events(
         action=NameColumn(outcome[order], OUTCOMES),
         surface=NameColumn(surface.codes[order], surface.names),
         timestamp_ms=table[time].to_numpy()[order].astype(np.int64),
-        actions=_flags(table, order),
+        actions=flag_lists(table.select([name for name in FLAGS if name in table.column_names]).take(pa.array(order))),
     )
 
 
-def _flags(table: pa.Table, rows: NDArray[Any]) -> pa.Array:
-    """list<string> [n]: the name of every engagement of an impression."""
+def flag_lists(table: pa.Table) -> pa.Array:
+    """list<string> [n]: the names of all engagements of each impression, in the order of FLAGS."""
     absent = np.zeros(len(table), dtype=bool)
-    raised = np.stack([table[flag].to_numpy() > 0 if flag in table.column_names else absent for flag in FLAGS], axis=1)[
-        rows
-    ]
+    raised = np.stack([table[flag].to_numpy() > 0 if flag in table.column_names else absent for flag in FLAGS], axis=1)
     offsets = np.concatenate([[0], np.cumsum(raised.sum(axis=1))]).astype(np.int32)
     names = pa.array(_FLAG_NAMES, pa.string()).take(pa.array(np.nonzero(raised)[1]))
     return pa.ListArray.from_arrays(offsets, names)
@@ -132,12 +133,13 @@ def _write_items(writer: FolderWriter, items: pa.Table) -> None:
     writer.items(
         item_id=items["video_id"].to_numpy().astype(np.int64),
         item_type=NameColumn(np.full(len(items), ItemType.PIN), ITEM_TYPE_NAMES),
-        text=pa.array([_words(*row) for row in zip(*columns, strict=True)], pa.string()),
+        text=pa.array([words(*row) for row in zip(*columns, strict=True)], pa.string()),
     )
 
 
-def _words(author: int | None, music: int | None, tags: str | None) -> str:
-    words = [f"tag{tag.strip()}" for tag in (tags or "").split(",") if tag.strip()]
-    words += [f"author{author}"] if author is not None else []
-    words += [f"music{music}"] if music is not None else []
-    return " ".join(words)
+def words(author: int | str | None, music: int | str | None, tags: str | None) -> str:
+    """What a video's text says: its tags, author and music as words; what is null or empty is left out."""
+    told = [f"tag{tag.strip()}" for tag in (tags or "").split(",") if tag.strip()]
+    told += [f"author{author}"] if author not in (None, "") else []
+    told += [f"music{music}"] if music not in (None, "") else []
+    return " ".join(told)
