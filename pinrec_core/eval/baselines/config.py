@@ -41,8 +41,11 @@ class BaselineConfig:
     """TIGER: residual codebooks; one more code tells colliding items apart."""
     codes: int = 256
     """TIGER: codes of a codebook, a power of two."""
-    semantic_source: Literal["content", "sasrec"] = "content"
-    """TIGER: what is quantized, the items' content or the item vectors of a SASRec trained first."""
+    semantic_source: Literal["auto", "content", "sasrec"] = "auto"
+    """TIGER: what is quantized, the items' content or the item vectors of a SASRec trained first.
+
+    `auto`: content where at least half of the pins have some.
+    """
     beams: int = 100
     """TIGER: items that beam search returns."""
     seed: int = 0

@@ -30,6 +30,9 @@ from pinrec_core.eval.baselines.trainer import fit_sequences
 from pinrec_core.eval.evaluate import Corpus, HeldOut, Scorer
 from pinrec_core.model.decoder import Decoder
 
+_ENOUGH_CONTENT = 0.5
+"""Share of the pins that have content, from which on it is quantized."""
+
 
 class TigerModel(nn.Module):
     """A decoder over items, and a small one over the codes of the next."""
@@ -129,8 +132,13 @@ class Tiger:
         self, dataset: Dataset, train_rows: NDArray[np.int64], train_until_ms: int | None, progress: bool
     ) -> NDArray[np.float32]:
         """What is quantized: float32 [N, D]."""
-        if self.config.semantic_source == "content":
-            return codec.dequantize(*content_rows(dataset.items, self._corpus.ids))
+        content = codec.dequantize(*content_rows(dataset.items, self._corpus.ids))
+        share = float(content.any(axis=1).mean())
+        source = self.config.semantic_source
+        if source == "content" and not share:
+            raise InvalidData(f"{dataset.name} has no item content; allowed for semantic_source: 'sasrec' or 'auto'")
+        if source == "content" or (source == "auto" and share >= _ENOUGH_CONTENT):
+            return content
         teacher = SASRec(self.config)
         teacher.fit(dataset, train_rows, train_until_ms, progress)
         return teacher.vectors().cpu().numpy()
