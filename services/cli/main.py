@@ -7,6 +7,8 @@ that only talks to a gateway needs none of them at all.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -25,6 +27,8 @@ class Verb(NamedTuple):
 
     module: str
     summary: str
+    is_background: bool = False
+    """Works beside a stack that serves on the same machine, and leaves the cores to it."""
 
 
 VERBS = {
@@ -32,7 +36,7 @@ VERBS = {
     "train": Verb("services.cli.train", "Train a model on an event log."),
     "evaluate": Verb("services.cli.train", "Measure a trained model on users it has not seen."),
     "export": Verb("services.cli.export", "Publish a trained model as the next release."),
-    "release": Verb("services.cli.release", "Publish, list, verify, activate, roll back releases."),
+    "release": Verb("services.cli.release", "Publish, list, verify, activate, roll back releases.", True),
     "up": Verb("services.cli.up", "Start signals, items, Triton and gateway on this machine."),
     "demo": Verb("services.cli.demo", "The whole story on one machine, told with the other verbs."),
     "recommend": Verb("services.cli.recommend", "Ask for one user's candidates and print them."),
@@ -54,6 +58,10 @@ EXTRA_OF_MODULE = {
     "pyspark": "spark",
 }
 """Modules that the bare package does without, and the extra that brings each."""
+
+
+BACKGROUND_NICE = 10
+"""A tenth of a core that somebody else wants too."""
 
 
 class LazyGroup(click.Group):
@@ -105,5 +113,13 @@ def main() -> None:
     """
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The process `pinrec`."""
+    verb = VERBS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if verb is not None and verb.is_background:
+        os.nice(BACKGROUND_NICE)
     main(prog_name="pinrec")
+
+
+if __name__ == "__main__":
+    run()
