@@ -6,15 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pinrec_core.data.batches import WHOLE, Shard
+from pinrec_core.data.batches import WHOLE, BatchStream, Shard
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.train.distributed import ALONE, Ranks, is_first_rank, join
+from pinrec_core.train.loop import Trainer
 from tests.ports import free_port
 from tests.unit import two_ranks
+from tests.unit.two_ranks import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +47,7 @@ def of_ranks(folder):
     return [torch.load(folder / f"gradients-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("case", two_ranks.CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_two_ranks_have_the_gradients_of_one_on_the_joint_batch(of_ranks, case):
     alone = two_ranks.gradients(case)
     assert [of_rank[case].keys() for of_rank in of_ranks] == [alone.keys()] * 2
@@ -62,9 +65,9 @@ def test_two_ranks_have_the_gradients_of_one_on_the_joint_batch(of_ranks, case):
 
 def test_a_rank_alone_has_other_gradients(of_ranks):
     """The test above can fail: the first rank's share by itself, with its own negatives, gives something else."""
-    data, config = two_ranks.dataset(), two_ranks.config(**two_ranks.CASES["oc"], **{"train.batch_size": 3})
-    stream = two_ranks.BatchStream(data, two_ranks.np.arange(two_ranks.NUM_USERS), config)
-    trainer = two_ranks.Trainer(config, data, stream, torch.device("cpu"))
+    data, config = two_ranks.dataset(), two_ranks.config(**CASES["oc"], **{"train.batch_size": 3})
+    stream = BatchStream(data, np.arange(two_ranks.NUM_USERS), config)
+    trainer = Trainer(config, data, stream, torch.device("cpu"))
     trainer.step(0)
     name, gradient = next((n, p.grad) for n, p in trainer.model.named_parameters() if "head" in n and p.dim() == 2)
     assert not torch.allclose(of_ranks[0]["oc"][f"0 {name}"], gradient, rtol=1e-2, atol=1e-4)
@@ -102,6 +105,22 @@ def test_parts_of_a_batch_are_equal_runs():
     assert WHOLE.bounds(7) == (0, 7)
 
 
+def test_shards_of_a_batch_part_its_users_and_share_its_negatives():
+    config = two_ranks.config(**CASES["mt_oc, one to one"], **{"train.action_dropout": 0.5})
+    stream = BatchStream(two_ranks.dataset(), np.arange(two_ranks.NUM_USERS), config)
+    whole, parts = stream.batch(3), [stream.batch(3, Shard(rank, 2)) for rank in range(2)]
+    for part in parts:
+        assert torch.equal(part.candidate_ids, whole.candidate_ids)
+        assert torch.equal(part.negative, whole.negative)
+        assert (part.num_draws, part.num_rows) == (whole.num_draws, whole.num_rows)
+    assert [len(part.inputs.lengths) for part in parts] == [3, 2]
+    assert parts[0].own_candidates[1] == parts[1].own_candidates[0]
+    for name in ("outcome", "target_offset", "targets", "mask", "candidate_content"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+    for name in ("item_ids", "actions", "surfaces"):
+        assert torch.equal(torch.cat([getattr(part.inputs, name) for part in parts]), getattr(whole.inputs, name)), name
+
+
 def test_alone_costs_nothing(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -117,6 +136,6 @@ def test_alone_costs_nothing(monkeypatch):
 
 def test_more_ranks_than_users_in_a_batch_are_refused():
     data, config = two_ranks.dataset(), two_ranks.config(**{"train.batch_size": 1})
-    stream = two_ranks.BatchStream(data, two_ranks.np.arange(two_ranks.NUM_USERS), config)
+    stream = BatchStream(data, np.arange(two_ranks.NUM_USERS), config)
     with pytest.raises(InvalidConfig, match=r"train\.batch_size has value 1; allowed: at least 2, one user"):
-        two_ranks.Trainer(config, data, stream, torch.device("cpu"), Ranks(Shard(0, 2), torch.device("cpu")))
+        Trainer(config, data, stream, torch.device("cpu"), Ranks(Shard(0, 2), torch.device("cpu")))

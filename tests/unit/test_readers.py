@@ -241,10 +241,10 @@ def test_kuairand_keeps_the_strongest_engagement_and_all_flags(tmp_path):
         (7, 2, "like", "unknown", 1, ["like", "long_view"]),
         (7, 2, "long_view", "tab_0", T0 + 2, ["long_view", "click"]),
         (7, 1, "like", "tab_1", T0 + 3, ["follow", "long_view", "click"]),
-        (8, 1, "click", "tab_10", T0 + 4, ["profile_enter"]),
+        (8, 1, "like", "tab_10", T0 + 4, ["profile_enter"]),
         (8, 3, "click", "tab_1", T0 + 6, ["click"]),
     ]
-    assert summary.events == {"like": 3, "long_view": 1, "click": 2}
+    assert summary.events == {"like": 4, "long_view": 1, "click": 1}
     assert summary.left_out == {
         "impressions without engagement, log": 1, "impressions without engagement, history": 2, "hated": 1,
         "logged twice": 1,

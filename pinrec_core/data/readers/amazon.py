@@ -226,11 +226,12 @@ def _write_items(writer: FolderWriter, meta: Path | None, items: _Names, all_ite
         rows.clear()
 
     for number, line in enumerate(lines(meta, progress) if meta else (), start=1):
-        found = _META_ID.search(line)
-        if found and found[1] not in seen and (all_items or found[1] in items.ids):
+        if all_items or any(name in items.ids for name in _META_ID.findall(line)):  # parsing is slow
             assert meta is not None
-            seen.add(found[1])
-            rows.append((items.number([found[1]])[0], *_words(line, f"{meta.name}, line {number}")))
+            name, text, title = _described(line, f"{meta.name}, line {number}")
+            if name not in seen and (all_items or name in items.ids):
+                seen.add(name)
+                rows.append((items.number([name])[0], text, title))
         if len(rows) == _BATCH:
             write()
     write()
@@ -240,14 +241,17 @@ def _write_items(writer: FolderWriter, meta: Path | None, items: _Names, all_ite
     write()
 
 
-def _words(line: str, place: str) -> tuple[str, str | None]:
-    """Text and title of a line of meta data. Raises InvalidData if it is neither JSON nor a Python literal."""
+def _described(line: str, place: str) -> tuple[str, str, str | None]:
+    """Item name, text and title of a line of meta data. Raises InvalidData if it is none."""
     row = _parsed(line, place)
+    name = row.get("parent_asin") or row.get("asin")
+    if name is None:
+        raise InvalidData(f"{place}: has neither parent_asin nor asin")
     title = row.get("title")
     listed = row.get("category") or row.get("categories") or []
     nested = [name for part in listed for name in (part if isinstance(part, list) else [part])]
     words = [title, row.get("brand") or row.get("store"), *dict.fromkeys(map(str, nested))]
-    return " ".join(str(word) for word in words if word), str(title) if title else None
+    return str(name), " ".join(str(word) for word in words if word), str(title) if title else None
 
 
 def _parsed(line: str, place: str) -> dict[str, Any]:

@@ -4,8 +4,8 @@
     train_history_0409_0424_last50.parquet    each user's impressions before that, in order (`pos`), without time or tab
     raw/item_features.parquet                 author, tags, music of the videos
 
-An impression with an engagement becomes one event whose action is the strongest: `like` (like, follow, comment or
-forward), then `long_view`, then `click` (a click or an entered profile). `actions` keeps every flag by its own name.
+An impression with an engagement becomes one event whose action is the strongest: `like` (like, follow, comment, forward
+or an entered profile), then `long_view`, then `click`. `actions` keeps every flag by its own name.
 Without an engagement, hated, or logged twice with the same time, it is dropped. Tabs are the surfaces `tab_<n>`; rows
 of the history are on the surface `unknown` with `pos` as their time, which the contract reads as order only. A video's
 text is its author, tags and music as words; the counters of item_features cover the period that is predicted and are
@@ -36,8 +36,8 @@ ITEMS = "raw/item_features.parquet"
 OUTCOMES = ("like", "long_view", "click")
 """Strongest first."""
 FLAGS = {
-    "is_like": 0, "is_follow": 0, "is_comment": 0, "is_forward": 0, "long_view": 1, "is_click": 2,
-    "is_profile_enter": 2,
+    "is_like": 0, "is_follow": 0, "is_comment": 0, "is_forward": 0, "is_profile_enter": 0, "long_view": 1,
+    "is_click": 2,
 }  # fmt: skip
 """Columns of the log that are engagements, and the outcome that each one makes."""
 _FLAG_NAMES = [name.removeprefix("is_") for name in FLAGS]
