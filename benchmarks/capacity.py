@@ -34,6 +34,10 @@ ROW_OVERHEAD = 4 + 8 + 1 + 4 + 4 + 8
 """Bytes of an event on the wire beside its content: scale, item, type, action, surface, time."""
 SEEN_BYTES = 8 * 2_000
 CANDIDATE_BYTES = 25
+REALTIME_DAYS = 3.0
+"""How long the realtime view keeps an event: up to a day until a batch view has it, then 48 hours of retention."""
+APPENDS_A_SECOND = 56_000
+"""That one signal service acknowledged in batches of 100 on two cores (docs/promises.md)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class Size:
     items: float
     rps: float
     events: int = 240
-    realtime_events: int = 16
+    events_a_day: float = 16.0
+    """Of a user, on average."""
     history: int = 256
     width: int = 256
     """D and D_sem."""
@@ -115,7 +120,8 @@ def needs(size: Size, costs: dict[str, float]) -> list[Row]:
     flop = 2 * size.parameters * (size.history + 1)
     per_gpu = size.gpu_tflops * 1e12 / flop
     view = size.users * (size.events * EVENT_BYTES + USER_BYTES)
-    realtime = size.users * size.realtime_events * REALTIME_BYTES
+    realtime = size.users * size.events_a_day * REALTIME_DAYS * REALTIME_BYTES
+    appends = size.users * size.events_a_day / 86_400
     index = size.items * (size.width + INDEX_OVERHEAD)
     table = size.items * (size.width + ITEM_OVERHEAD)
     history = size.history * (size.width + ROW_OVERHEAD) + SEEN_BYTES
@@ -126,11 +132,14 @@ def needs(size: Size, costs: dict[str, float]) -> list[Row]:
         f"TFLOPS (not measured): {math.ceil(size.rps / per_gpu):,} GPUs",
         "cores for gateways": f"{cores['gateway']:,.0f}",
         "cores for signal services": f"{cores['signals']:,.0f}, with histories as short as measured",
-        "batch view": _hosts(view, size.host_gb),
-        "realtime view, one copy": _hosts(realtime, size.host_gb),
-        "index, one replica": _hosts(index, size.host_gb),
-        "item table, beside each signal service": f"{_hosts(table, size.host_gb)}, and "
+        "batch view": f"{view / 1e9:,.0f} GB, divided over the signal services",
+        "item table, on the host of each signal service": f"{table / 1e9:,.0f} GB mapped, and "
         f"{size.items * SIGNALS_ITEM_BYTES / 1e9:,.0f} GB of memory",
+        "hosts of signal services": _hosts(view, size.host_gb, table + size.items * SIGNALS_ITEM_BYTES),
+        "realtime view, one copy": _hosts(realtime, size.host_gb),
+        "events to append": f"{appends:,.0f}/s on average: {math.ceil(appends / APPENDS_A_SECOND)} x what one service "
+        f"on two cores takes ({APPENDS_A_SECOND:,}/s); plan for the peak",
+        "index, one replica": _hosts(index, size.host_gb),
         "network into the GPU hosts": f"{history / 1e3:.0f} kB of history a request: {_gbit(history * size.rps)}; "
         f"ID embeddings from a memory host {ids / 1e3:.0f} kB: {_gbit(ids * size.rps)}",
         "network out of the gateways": f"300 candidates: {_gbit(300 * CANDIDATE_BYTES * size.rps)}",
@@ -139,9 +148,15 @@ def needs(size: Size, costs: dict[str, float]) -> list[Row]:
     return [Row(f"{what}: {name}", "arithmetic", line, None) for name, line in lines.items()]
 
 
-def _hosts(size_bytes: float, host_gb: float) -> str:
-    hosts = math.ceil(size_bytes / 1e9 / host_gb)
-    return f"{size_bytes / 1e9:,.0f} GB: {hosts} host{'s' if hosts > 1 else ''} with {host_gb:.0f} GB for it"
+def _hosts(size_bytes: float, host_gb: float, each_bytes: float = 0.0) -> str:
+    """How many hosts hold what is divided over them, `size_bytes`, beside what each must hold, `each_bytes`."""
+    room_gb = host_gb - each_bytes / 1e9
+    if room_gb <= 0:
+        return f"none of {host_gb:.0f} GB will do: {each_bytes / 1e9:,.0f} GB are on each"
+    hosts = math.ceil(size_bytes / 1e9 / room_gb)
+    return f"{size_bytes / 1e9:,.0f} GB: {hosts} host{'s' if hosts > 1 else ''} with {room_gb:.0f} GB for it" + (
+        f" beside those {each_bytes / 1e9:,.0f} GB" if each_bytes else ""
+    )
 
 
 def _gbit(bytes_a_second: float) -> str:

@@ -233,15 +233,31 @@ def test_a_link_delays_and_loses_packets(requires_program):
 
 
 def test_the_arithmetic_of_capacity():
-    """1 M users of 240 + 16 events: 1e6 x (240 x 33 + 24) = 7.944 GB, 1e6 x 16 x 22 = 0.352 GB; 1 G items of D = 256:
-    273 GB of index, 269 GB of table; a prefill of 2 x 85e6 x 257 = 43.69 GFLOP, so 1,144 requests/s at 50 TFLOPS."""
+    """1 M users of 240 events and 16 a day: 1e6 x (240 x 33 + 24) = 7.944 GB, 1e6 x 48 x 22 = 1.056 GB, 185/s; 1 G
+    items of D = 256: 273 GB of index, 269 + 20 GB at each signal service, which leaves 111 of 400; a prefill of
+    2 x 85e6 x 257 = 43.69 GFLOP, so 1,144 requests/s at 50 TFLOPS."""
     size = capacity.Size(users=1e6, items=1e9, rps=10_000)
     rows = capacity.needs(size, {"gateway": 1.5, "signals": 0.5})
     measured = {row.what.rsplit(": ", 1)[1]: row.measured for row in rows}
     assert measured["GPUs for the decoder"].endswith("1,144 requests/s at 50 TFLOPS (not measured): 9 GPUs")
     assert measured["cores for gateways"] == "15"
-    assert measured["batch view"] == "8 GB: 1 host with 400 GB for it"
+    assert measured["batch view"] == "8 GB, divided over the signal services"
+    assert measured["hosts of signal services"] == "8 GB: 1 host with 111 GB for it beside those 289 GB"
+    assert measured["realtime view, one copy"] == "1 GB: 1 host with 400 GB for it"
+    assert measured["events to append"].startswith("185/s on average: 1 x what one service")
     assert measured["index, one replica"] == "273 GB: 1 host with 400 GB for it"
-    assert measured["item table, beside each signal service"].startswith("269 GB")
+    assert measured["item table, on the host of each signal service"] == "269 GB mapped, and 20 GB of memory"
     assert "89 kB of history a request: 7.1 Gbit/s" in measured["network into the GPU hosts"]
     assert measured["network out of the gateways"] == "300 candidates: 0.6 Gbit/s"
+
+
+def test_what_every_host_must_hold_counts_before_what_is_divided():
+    """500 M users: 3,972 GB over hosts that have 400 - 289 GB left, so 36; 528 GB of realtime view; 92,593/s."""
+    costs = {"gateway": 1.5, "signals": 0.5}
+    rows = capacity.needs(capacity.Size(users=500e6, items=1e9, rps=1), costs)
+    measured = {row.what.rsplit(": ", 1)[1]: row.measured for row in rows}
+    assert measured["hosts of signal services"].startswith("3,972 GB: 36 hosts with 111 GB")
+    assert measured["realtime view, one copy"].startswith("528 GB: 2 hosts")
+    assert measured["events to append"].startswith("92,593/s on average: 2 x")
+    rows = capacity.needs(capacity.Size(users=1, items=2e9, rps=1), costs)
+    assert "none of 400 GB will do: 578 GB are on each" in {row.measured for row in rows}
