@@ -10,101 +10,45 @@ Letters: U users, J embeddings a user, Z targets a user, N pins of the corpus.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from pinrec_core import codec
 from pinrec_core.config import GenerateConfig
 from pinrec_core.data.batches import content_rows, event_rows
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.errors import InvalidConfig
-from pinrec_core.eval import metrics
-from pinrec_core.eval.ranking import Ranking, Seen, rank_scores, rank_vectors
-from pinrec_core.eval.results import UNKNOWN_FREQUENCY, UserResults
+from pinrec_core.eval.heldout import (
+    NUM_TARGETS,
+    Corpus,
+    HeldOut,
+    batches_of,
+    drop_seen_items,
+    held_out,
+    outcome_mix,
+    target_columns,
+    train_frequency,
+)
+from pinrec_core.eval.measure import Scorer, VectorScorer, measure, measure_users, users_at_once
+from pinrec_core.eval.results import UserResults
 from pinrec_core.generate.budget import allocate, normalize
 from pinrec_core.generate.rollout import Branches, rollout
 from pinrec_core.model.inputs import collate
 from pinrec_core.model.pinrec import PinRec
-from pinrec_core.schema import ItemType
 
-NUM_TARGETS = 8
-"""Delta of the protocol."""
+__all__ = [
+    "NUM_TARGETS", "PAST_OUTCOMES", "TRUE_OUTCOMES", "Corpus", "HeldOut", "Reading", "Requests", "RolloutScorer",
+    "Scorer", "VectorScorer", "batches_of", "drop_seen_items", "evaluate", "evaluate_users", "held_out",
+    "item_vectors", "measure", "measure_users", "outcome_mix", "target_columns", "train_frequency", "users_at_once",
+]  # fmt: skip
+"""An evaluation's words in one place: what is measured (heldout), how (measure), and a model of ours."""
+
 TRUE_OUTCOMES, PAST_OUTCOMES = "true", "past"
 """Ways of conditioning beside the name of an outcome."""
-
-_MAX_USERS, _MAX_SCORES = 128, 1 << 26
-"""Users and scores (U x J x N, 256 MiB) held at a time."""
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The index: every pin. ids int64 [N] ascending."""
-
-    ids: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> Corpus:
-        """All pins of a data set."""
-        return cls(np.asarray(dataset.items.ids[dataset.items.types == ItemType.PIN]))
-
-    def columns(self, item_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Place of each id, -1 where it is no pin of the corpus: int64 [n] -> int64 [n]."""
-        at = np.minimum(np.searchsorted(self.ids, item_ids), len(self.ids) - 1)
-        return np.where(self.ids[at] == item_ids, at, -1)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """One user's request and what came after it."""
-
-    start: int
-    """First event of the user."""
-    stop: int
-    """End of the history: the first target's place among the events."""
-    targets: NDArray[np.int64]
-    """int64 [Z]: places of the target events."""
-
-
-def held_out(dataset: Dataset, user_rows: NDArray[np.int64], num_targets: int) -> list[HeldOut]:
-    """Split each user's events; users with one target event or none are left out.
-
-    Fewer than `num_targets` + 1 target events: all but the first are targets, so that a history is left.
-    """
-    users = []
-    for row in user_rows:
-        at = dataset.histories.slice_of(int(row))
-        places = at.start + np.flatnonzero(dataset.target_outcomes[at] >= 0)
-        if len(places) >= 2:
-            targets = places[-min(num_targets, len(places) - 1) :]
-            users.append(HeldOut(at.start, int(targets[0]), targets))
-    return users
-
-
-Scorer = Callable[[list[HeldOut]], Tensor]
-"""Scores of every pin under each of a user's J queries: float32 [U, J, N], -inf for a query that a user lacks."""
-
-
-@runtime_checkable
-class VectorScorer(Protocol):
-    """A scorer whose scores are dot products, so that the corpus can be searched chunk by chunk."""
-
-    vectors: Tensor
-    """float32 [N, D], one row a pin of the corpus."""
-
-    def generate(self, users: list[HeldOut]) -> tuple[Tensor, Tensor]:
-        """Queries float32 [U, J, D] and bool [U, J], which of them a user has."""
-        ...
-
-    def __call__(self, users: list[HeldOut]) -> Tensor:
-        """The same as scores, [U, J, N]."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -164,13 +108,6 @@ def evaluate_users(
         )
     model.train(was_training)
     return results
-
-
-def outcome_mix(training: Dataset) -> NDArray[np.float64]:
-    """Share of each outcome among the target events: float64 [A] that sums to 1 (equal shares without events)."""
-    outcomes = training.target_outcomes
-    counts = np.bincount(outcomes[outcomes >= 0], minlength=len(training.vocabulary.outcomes))
-    return normalize(np.maximum(counts, not counts.any()).astype(np.float64))
 
 
 class RolloutScorer:
@@ -274,129 +211,6 @@ class Requests:
         return torch.from_numpy(array.astype(np.int64)).to(self._device)
 
 
-def measure(
-    scorer: Scorer,
-    dataset: Dataset,
-    corpus: Corpus,
-    users: list[HeldOut],
-    k: int,
-    num_targets: int,
-    drop_seen: bool,
-    progress: bool,
-) -> dict[str, float]:
-    """Averages of `measure_users`, see `UserResults.summary`."""
-    return measure_users(scorer, dataset, corpus, users, k, num_targets, drop_seen, progress).summary()
-
-
-def measure_users(
-    scorer: Scorer,
-    dataset: Dataset,
-    corpus: Corpus,
-    users: list[HeldOut],
-    k: int,
-    num_targets: int = NUM_TARGETS,
-    drop_seen: bool = True,
-    progress: bool = False,
-    train_counts: NDArray[np.int64] | None = None,
-) -> UserResults:
-    """Rank each user's corpus under each query, top k of each, batch by batch in bounded memory.
-
-    A `VectorScorer` is searched chunk by chunk of the corpus, any other is asked for all scores. `num_targets`: the
-    most targets that a user has. `train_counts`: int64 [N] (`train_frequency`), to tell cold items apart.
-    """
-    searched = isinstance(scorer, VectorScorer)
-    size = _MAX_USERS if searched else users_at_once(num_targets, corpus)
-    tally = Tally(dataset, corpus, train_counts)
-    with tqdm(total=len(users), desc="evaluate", unit=" users", disable=not progress, leave=False) as bar:
-        for batch in batches_of(users, size):
-            targets, valid = target_columns(dataset, corpus, batch, num_targets)
-            seen = seen_columns(dataset, corpus, batch) if drop_seen else Seen.nothing()
-            if isinstance(scorer, VectorScorer):
-                found = rank_vectors(*scorer.generate(batch), scorer.vectors, targets, seen, k)
-            else:
-                found = rank_scores(scorer(batch), targets, seen, k)
-            tally.add(batch, found, targets, valid)
-            bar.update(len(batch))
-    return tally.results()
-
-
-class Tally:
-    """Gathers what each batch found."""
-
-    def __init__(self, dataset: Dataset, corpus: Corpus, train_counts: NDArray[np.int64] | None = None) -> None:
-        self._dataset = dataset
-        self._train_counts = train_counts
-        self._retrieved = np.zeros(len(corpus.ids), dtype=np.int64)
-        self._users: list[HeldOut] = []
-        self._any_hit: list[Tensor] = []
-        self._share: list[Tensor] = []
-        self._unique: list[Tensor] = []
-        self._target_hit: list[Tensor] = []
-        self._target_column: list[Tensor] = []
-
-    def add(self, users: list[HeldOut], found: Ranking, targets: Tensor, valid: Tensor) -> None:
-        """Targets int64 [U, Z] and valid bool [U, Z] as `target_columns` gave them."""
-        hits, retrieved = found.hits, found.retrieved.flatten(1)  # [U, J, Z], [U, J k]
-        self._users += users
-        self._any_hit.append(metrics.unordered_recall_at_k(hits, valid))
-        self._share.append(metrics.target_recall_at_k(hits, valid))
-        self._unique.append(metrics.unique_within_user(retrieved))
-        self._target_hit.append(hits.any(dim=1)[valid])
-        self._target_column.append(targets[valid])
-        self._retrieved += np.bincount(retrieved[retrieved >= 0].numpy(), minlength=len(self._retrieved))
-
-    def results(self) -> UserResults:
-        """Everything so far."""
-        h, vocabulary = self._dataset.histories, self._dataset.vocabulary
-        num_targets = np.array([len(user.targets) for user in self._users], dtype=np.int64)
-        starts = np.array([user.start for user in self._users], dtype=np.int64)
-        stops = np.array([user.stop for user in self._users], dtype=np.int64)
-        first = np.array([user.targets[0] for user in self._users], dtype=np.int64)
-        places = np.concatenate([np.empty(0, np.int64), *(user.targets for user in self._users)])
-        outcome_of = {vocabulary.action_code(name): at for at, name in enumerate(vocabulary.positive_actions)}
-        return UserResults(
-            user_ids=h.user_ids[np.searchsorted(h.offsets, starts, side="right") - 1],
-            any_hit=_joined(self._any_hit, np.float32),
-            target_share=_joined(self._share, np.float32),
-            num_targets=num_targets,
-            unique_within=_joined(self._unique, np.float32),
-            surface=h.surfaces[first],
-            history_length=stops - starts,
-            target_user=np.repeat(np.arange(len(self._users)), num_targets),
-            target_outcome=np.array([outcome_of[code] for code in h.actions[places].tolist()], dtype=np.int32),
-            target_hit=_joined(self._target_hit, np.bool_),
-            target_frequency=self._frequency(_joined(self._target_column, np.int64)),
-            surfaces=vocabulary.surfaces,
-            outcomes=vocabulary.positive_actions,
-            num_retrieved=int(self._retrieved.sum()),
-            num_distinct=int((self._retrieved > 0).sum()),
-            corpus_size=len(self._retrieved),
-        )
-
-    def _frequency(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
-        if self._train_counts is None:
-            return np.full(len(columns), UNKNOWN_FREQUENCY, dtype=np.int64)
-        return np.where(columns >= 0, self._train_counts[columns], 0)
-
-
-def train_frequency(
-    dataset: Dataset, corpus: Corpus, train_rows: NDArray[np.int64], until_ms: int | None = None
-) -> NDArray[np.int64]:
-    """Target events of each pin among the training users (int64 rows), before `until_ms` if given: int64 [N]."""
-    h = dataset.histories
-    is_trained = np.zeros(h.num_users, dtype=bool)
-    is_trained[train_rows] = True
-    chosen = np.repeat(is_trained, np.diff(h.offsets)) & (dataset.target_outcomes >= 0)
-    if until_ms is not None:
-        chosen &= h.timestamps_ms < until_ms
-    columns = corpus.columns(h.item_ids[chosen])
-    return np.bincount(columns[columns >= 0], minlength=len(corpus.ids))
-
-
-def _joined(parts: list[Tensor], dtype: Any) -> NDArray[Any]:
-    return torch.cat(parts).numpy().astype(dtype) if parts else np.empty(0, dtype)
-
-
 def item_vectors(model: PinRec, dataset: Dataset, corpus: Corpus, rows_at_once: int = 16_384) -> Tensor:
     """Embeddings of the corpus: float32 [N, D] on the model's device."""
     device = model.start_token.device
@@ -421,42 +235,3 @@ def _left_align(values: Tensor, taken: Tensor, width: int) -> tuple[Tensor, Tens
     """The taken rows of each user first, in order: [U, n, D], bool [U, n] -> [U, width, D], bool [U, width]."""
     order = taken.logical_not().long().argsort(dim=1, stable=True)[:, :width]
     return values.gather(1, order[..., None].expand(-1, -1, values.size(-1))), taken.gather(1, order)
-
-
-def target_columns(dataset: Dataset, corpus: Corpus, users: list[HeldOut], width: int) -> tuple[Tensor, Tensor]:
-    """Corpus columns of each user's targets: int64 [U, Z], -1 where there is none or it is not in the corpus.
-
-    And bool [U, Z]: which targets exist.
-    """
-    columns = np.full((len(users), width), -1, dtype=np.int64)
-    valid = np.arange(width) < np.array([len(user.targets) for user in users])[:, None]
-    places = np.concatenate([user.targets for user in users])
-    columns[valid] = corpus.columns(dataset.histories.item_ids[places])
-    return torch.from_numpy(columns), torch.from_numpy(valid)
-
-
-def seen_columns(dataset: Dataset, corpus: Corpus, users: list[HeldOut]) -> Seen:
-    """Each user's earlier items, where the corpus holds them."""
-    lengths = np.array([user.stop - user.start for user in users])
-    rows = np.repeat(np.arange(len(users)), lengths)
-    places = np.concatenate([np.arange(user.start, user.stop) for user in users])
-    columns = corpus.columns(dataset.histories.item_ids[places])
-    held = columns >= 0
-    return Seen(torch.from_numpy(rows[held]), torch.from_numpy(columns[held]))
-
-
-def drop_seen_items(scores: Tensor, dataset: Dataset, corpus: Corpus, users: list[HeldOut]) -> None:
-    """Set the scores [U, J, N] of each user's earlier items to -inf, in place."""
-    seen = seen_columns(dataset, corpus, users).to(scores.device)
-    scores[seen.rows, :, seen.columns] = -torch.inf
-
-
-def users_at_once(num_queries: int, corpus: Corpus) -> int:
-    """Users whose scores under `num_queries` queries each are held together."""
-    return max(1, min(_MAX_USERS, _MAX_SCORES // (num_queries * len(corpus.ids))))
-
-
-def batches_of(users: list[HeldOut], size: int) -> Iterator[list[HeldOut]]:
-    """Runs of at most `size` users."""
-    for start in range(0, len(users), size):
-        yield users[start : start + size]

@@ -14,7 +14,7 @@ from pinrec_core.config import Config, DataConfig
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.data.histories import Histories, Split, split_users
 from pinrec_core.errors import InvalidConfig
-from pinrec_core.eval.evaluate import NUM_TARGETS, HeldOut, held_out
+from pinrec_core.eval.heldout import NUM_TARGETS, HeldOut, held_out
 from pinrec_core.release import ItemTable
 from pinrec_core.schema import ItemType
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from pinrec_core.eval import metrics
 
 ITEMS_AT_ONCE = 1 << 14
-"""C: with 128 users of 8 queries a chunk's scores take 64 MiB."""
+"""Most items of a chunk: with 128 users of 8 queries its scores take 64 MiB."""
+_MAX_SCORES = 1 << 26
+"""Scores (Q x C, 256 MiB) held at a time: more queries make smaller chunks."""
 _BLOCK = 64
 """Items whose largest score stands for them all in the first round of a top k."""
 
@@ -71,13 +73,15 @@ def rank_vectors(
     targets: Tensor,
     seen: Seen,
     k: int,
-    items_at_once: int = ITEMS_AT_ONCE,
+    items_at_once: int | None = None,
 ) -> Ranking:
     """The same of dot products, in memory that does not grow with N.
 
     queries float32 [U, J, D]; real bool [U, J], which of them a user has; vectors float32 [N, D]; targets int64 [U, Z].
+    items_at_once: C, by default from the number of queries.
     """
     users, num_queries, _ = queries.shape
+    items_at_once = items_at_once or chunk_size(users * num_queries)
     flat = queries.flatten(0, 1)  # [Q, D]
     seen, targets = seen.to(queries.device).sorted(), targets.to(queries.device)
     at_targets = queries.new_full((users, num_queries, targets.size(1)), -torch.inf)
@@ -98,6 +102,12 @@ def rank_vectors(
     shape = (users, num_queries, -1)
     best = best.view(shape).masked_fill(~real[..., None], -torch.inf)
     return _ranking(best, columns.view(shape), at_targets.masked_fill(~real[..., None], -torch.inf), k)
+
+
+def chunk_size(num_queries: int) -> int:
+    """C for Q queries: whole blocks, within ITEMS_AT_ONCE and the scores that may be held."""
+    fitting = _MAX_SCORES // max(1, num_queries) // _BLOCK * _BLOCK
+    return max(_BLOCK, min(ITEMS_AT_ONCE, fitting))
 
 
 def _ranking(top_values: Tensor, top_columns: Tensor, at_targets: Tensor, k: int) -> Ranking:

@@ -17,17 +17,9 @@ from numpy.typing import NDArray
 from pinrec_core.config import Config, GenerateConfig
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.errors import InvalidConfig
-from pinrec_core.eval.evaluate import (
-    PAST_OUTCOMES,
-    TRUE_OUTCOMES,
-    Corpus,
-    HeldOut,
-    Reading,
-    Requests,
-    evaluate_users,
-    measure_users,
-    train_frequency,
-)
+from pinrec_core.eval.evaluate import PAST_OUTCOMES, TRUE_OUTCOMES, Reading, Requests, evaluate_users
+from pinrec_core.eval.heldout import Corpus, HeldOut, train_frequency
+from pinrec_core.eval.measure import measure_users
 from pinrec_core.eval.protocols import Parts
 from pinrec_core.eval.report import Section
 from pinrec_core.eval.results import UserResults

@@ -14,19 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pinrec_core.data.dataset import Dataset
-from pinrec_core.eval.evaluate import (
+from pinrec_core.eval.evaluate import TRUE_OUTCOMES, Requests, item_vectors
+from pinrec_core.eval.heldout import (
     NUM_TARGETS,
-    TRUE_OUTCOMES,
     Corpus,
     HeldOut,
-    Requests,
     batches_of,
     drop_seen_items,
     held_out,
-    item_vectors,
     target_columns,
-    users_at_once,
 )
+from pinrec_core.eval.measure import users_at_once
 from pinrec_core.generate.generator import select
 from pinrec_core.messages import Generated
 from pinrec_core.model.pinrec import PinRec

@@ -79,6 +79,12 @@ def test_the_largest_of_blocks_are_the_largest_of_all(width, count):
     assert torch.equal(places, expected.indices)
 
 
+def test_more_queries_make_smaller_chunks():
+    assert ranking.chunk_size(1_024) == ranking.ITEMS_AT_ONCE
+    assert ranking.chunk_size(16_384) == 4_096  # 256 MiB of float32
+    assert ranking.chunk_size(10**9) == 64
+
+
 def test_many_largest_in_one_block_are_all_found():
     scores = torch.zeros(1, 1280)
     scores[0, 64:75] = torch.arange(11, 0, -1)
