@@ -26,6 +26,15 @@ _SERVED = {
     "compression_ratio": "embeddings generated for one kept",
 }
 _COVERAGE_DRAWS = 1_000
+_PROTOCOLS = (
+    "Protocols and corpora are those of `pinrec_core/eval/protocols.py`, runs those of `benchmarks/quality/matrix.py`."
+)
+_INTRODUCTION = {
+    True: _PROTOCOLS,
+    False: f"{_PROTOCOLS} Fewer users, steps, seeds and models than `make bench-quality`: models are far from trained, so "
+    "that this page shows what is measured and how, and its verdicts are none on the claims.",
+}
+"""By whether the bench is the full one."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ def write(folder: Path, found: Gathered, measured: Measured, command: str) -> Pa
         f"What the paper claims, measured ({found.size.name} bench)",
         Provenance.here(command),
         sections(found, measured),
-        "Protocols, corpora and baselines are those of `benchmarks/quality/` and `pinrec_core/eval/protocols.py`.",
+        _INTRODUCTION[found.size.name == "full"],
     ), name=f"quality-{found.size.name}")  # fmt: skip
 
 

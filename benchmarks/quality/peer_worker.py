@@ -18,7 +18,6 @@ import resource
 import sys
 import time
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +80,13 @@ def build(plan: dict[str, Any], folder: Path) -> Any:
     }
     sampled = {"loss": "sampled_softmax", "n_negatives": plan["n_negatives"]} if plan["n_negatives"] else {}
     if plan["patience"]:
-        common["get_val_mask_func"] = partial(validation_mask, num_users=plan["validation_users"], seed=plan["seed"])
-        common["get_trainer_func"] = partial(trainer, plan["epochs"], plan["patience"], str(folder / "checkpoints"))
+        # RecTools wants functions by their name, and what they are given apart.
+        common["get_val_mask_func"] = validation_mask
+        common["get_val_mask_func_kwargs"] = {"num_users": plan["validation_users"], "seed": plan["seed"]}
+        common["get_trainer_func"] = trainer
+        common["get_trainer_func_kwargs"] = {
+            "epochs": plan["epochs"], "patience": plan["patience"], "folder": str(folder / "checkpoints")
+        }  # fmt: skip
     models: dict[str, Any] = {
         "sasrec": lambda: SASRecModel(**common, **sampled),
         # Shifted sequence, LiGR layers, sampled softmax: what its authors call eSASRec.
