@@ -40,6 +40,9 @@ WINDOW_REQUESTS = 8
 LOWEST_STEP, HIGHEST_STEP = 0.7, 1.3
 """Factors that one window may change the limit by. The root of what it asks for, since windows are noisy."""
 
+RECENT_REQUESTS = 9
+"""Answers that the present latency is the median of: the first one of a new process may take a second."""
+
 LONE_REQUESTS = 32
 """Lone requests that the latency of an idle ensemble is the median of: some minutes or some milliseconds old."""
 
@@ -53,8 +56,7 @@ class LatencyLimit:
         self._lone: deque[float] = deque(maxlen=LONE_REQUESTS)
         self.is_overloaded = False
         self._too_many, self._arrived_at = 0.0, now()
-        self.latency_s = 0.0
-        """What a request takes at present; 0 = not known yet."""
+        self._recent: deque[float] = deque(maxlen=RECENT_REQUESTS)
         self._since = now()
         self._sum_s, self._count, self._most, self._refused = 0.0, 0, 0, 0
 
@@ -78,6 +80,11 @@ class LatencyLimit:
         self.is_overloaded = self._too_many >= (RELIEF if self.is_overloaded else OVERLOAD)
 
     @property
+    def latency_s(self) -> float:
+        """What a request takes at present; 0 = not known yet."""
+        return median(self._recent) if self._recent else 0.0
+
+    @property
     def lone_s(self) -> float:
         """What a lone request takes; 0 = not known yet."""
         return median(self._lone) if self._lone else 0.0
@@ -93,7 +100,7 @@ class LatencyLimit:
         One that got no answer says something about latency only if it waited longer than an answer should take.
         """
         if answered:
-            self.latency_s += 0.1 * (elapsed_s - self.latency_s) if self.latency_s else elapsed_s
+            self._recent.append(elapsed_s)
         elapsed_s = max(0.0, elapsed_s - own_s)
         if answered and alone:
             self._lone.append(elapsed_s)
