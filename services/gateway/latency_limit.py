@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-TOLERANCE = 2.3
+TOLERANCE = 2.1
 """Mean latency that is aimed at in overload, in latencies of a lone request: its p99 is then less than three times a
 lone request's."""
 

@@ -141,7 +141,7 @@ def test_requests_that_got_no_answer_count_only_if_they_waited_too_long(overload
         overloaded.now_s += 0.02
         overloaded.limit.arrived(64, 64)
         overloaded.limit.refused()
-        overloaded.limit.observe(2.2 * LONE_S, answered=False, alone=False, at_once=4)
+        overloaded.limit.observe(2.0 * LONE_S, answered=False, alone=False, at_once=4)
     assert overloaded.limit.places(64) == START
     for _ in range(100):
         overloaded.now_s += 0.02
