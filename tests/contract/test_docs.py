@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import click
@@ -109,6 +110,17 @@ def test_the_file_map_is_short():
 def test_relative_links_resolve(page):
     targets = [link.partition("#")[0] for link in LINK.findall(page.read_text()) if "://" not in link]
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_table_has_a_head_and_rows_as_wide(page):
+    """Rows below a paragraph, or of other columns, are shown as bars and text."""
+    lines = FENCE.sub("", page.read_text()).splitlines()
+    tables = [list(block) for is_row, block in groupby(lines, lambda line: line.startswith("|")) if is_row]
+    for table in tables:
+        assert re.fullmatch(r"\|(:?-+:?\|)+", table[1] if table[1:] else ""), f"no head: {table[0]}"
+        widths = {len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in table}
+        assert len(widths) == 1, f"uneven: {table[0]}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
