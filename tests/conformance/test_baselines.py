@@ -13,7 +13,8 @@ from pinrec_core.data.histories import Histories
 from pinrec_core.errors import InvalidData
 from pinrec_core.eval.baselines import ALL, BaselineConfig
 from pinrec_core.eval.baselines.pinnerformer import HorizonStream
-from pinrec_core.eval.evaluate import Corpus, HeldOut, VectorScorer, held_out, measure
+from pinrec_core.eval.heldout import Corpus, HeldOut, held_out
+from pinrec_core.eval.measure import VectorScorer, measure
 from pinrec_core.release import ItemTable
 from pinrec_core.schema import Vocabulary
 from pinrec_core.text_encoder import TextEncoder

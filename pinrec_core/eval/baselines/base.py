@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.errors import InvalidData
-from pinrec_core.eval.evaluate import Corpus, HeldOut, Scorer
+from pinrec_core.eval.heldout import Corpus, HeldOut
+from pinrec_core.eval.measure import Scorer
 from pinrec_core.eval.protocols import Parts
 
 Validate = Callable[[Scorer], float]

@@ -15,7 +15,8 @@ from torch import Tensor
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.eval.baselines.base import Sequences, Validate, latest_targets
 from pinrec_core.eval.baselines.config import BaselineConfig
-from pinrec_core.eval.evaluate import Corpus, HeldOut, Scorer
+from pinrec_core.eval.heldout import Corpus, HeldOut
+from pinrec_core.eval.measure import Scorer
 
 _ROWS_AT_ONCE = 2_048
 """Rows of the item x item product held at a time."""

@@ -17,7 +17,8 @@ from pinrec_core.data.dataset import Dataset
 from pinrec_core.eval.baselines.base import Sequences, Validate, latest_targets, pad
 from pinrec_core.eval.baselines.config import BaselineConfig
 from pinrec_core.eval.baselines.trainer import fit_sequences
-from pinrec_core.eval.evaluate import Corpus, HeldOut, Scorer
+from pinrec_core.eval.heldout import Corpus, HeldOut
+from pinrec_core.eval.measure import Scorer
 
 
 class NextItemModel(nn.Module, ABC):

@@ -23,7 +23,9 @@ from pinrec_core.data.targets import TargetPlan
 from pinrec_core.eval.baselines.base import Validate, before
 from pinrec_core.eval.baselines.config import BaselineConfig
 from pinrec_core.eval.baselines.trainer import BestWeights
-from pinrec_core.eval.evaluate import Corpus, HeldOut, RolloutScorer, Scorer
+from pinrec_core.eval.evaluate import RolloutScorer
+from pinrec_core.eval.heldout import Corpus, HeldOut
+from pinrec_core.eval.measure import Scorer
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.train.loop import Trainer
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.eval.baselines.base import Validate, target_counts, training_targets
 from pinrec_core.eval.baselines.config import BaselineConfig
-from pinrec_core.eval.evaluate import NUM_TARGETS, Corpus, HeldOut, Scorer, held_out, measure
+from pinrec_core.eval.heldout import NUM_TARGETS, Corpus, HeldOut, held_out
+from pinrec_core.eval.measure import Scorer, measure
 
 
 class Popularity:

@@ -16,7 +16,7 @@ from pinrec_core.config import ModelConfig
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.eval.baselines.config import BaselineConfig
 from pinrec_core.eval.baselines.next_item import NextItemBaseline, NextItemModel
-from pinrec_core.eval.evaluate import Corpus
+from pinrec_core.eval.heldout import Corpus
 from pinrec_core.model.decoder import Decoder
 
 Block = Literal["gpt2", "hstu"]

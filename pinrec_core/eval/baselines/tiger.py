@@ -27,7 +27,8 @@ from pinrec_core.eval.baselines.config import BaselineConfig
 from pinrec_core.eval.baselines.sasrec import SASRec
 from pinrec_core.eval.baselines.semantic_ids import Trie, residual_codes, tell_apart
 from pinrec_core.eval.baselines.trainer import fit_sequences
-from pinrec_core.eval.evaluate import Corpus, HeldOut, Scorer
+from pinrec_core.eval.heldout import Corpus, HeldOut
+from pinrec_core.eval.measure import Scorer
 from pinrec_core.model.decoder import Decoder
 
 _ENOUGH_CONTENT = 0.5

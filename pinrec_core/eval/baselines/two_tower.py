@@ -15,7 +15,7 @@ from pinrec_core.data.batches import content_rows
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.eval.baselines.config import BaselineConfig
 from pinrec_core.eval.baselines.next_item import NextItemBaseline, NextItemModel
-from pinrec_core.eval.evaluate import Corpus
+from pinrec_core.eval.heldout import Corpus
 from pinrec_core.model.item_embedder import l2_normalize
 from pinrec_core.model.mlp import mlp
 
