@@ -151,7 +151,7 @@ def write_report(folder: Path, report: Report, name: str = "report") -> Path:
 
 
 def shown(cell: Cell) -> str:
-    """A cell as text: three decimals, intervals in brackets, gains in percent."""
+    """A cell as text: three decimals (small numbers two digits), intervals in brackets, gains in percent."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return "–"
     if isinstance(cell, Interval | Gain) and math.isnan(_within(cell).low):
@@ -162,7 +162,7 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, Interval):
         return f"{cell.mean:.3f} [{cell.low:.3f}, {cell.high:.3f}]"
     if isinstance(cell, float):
-        return f"{cell:.3f}"
+        return f"{cell:.3f}" if abs(cell) >= 0.1 or cell == 0 else f"{cell:.2g}"
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 

@@ -171,6 +171,7 @@ def test_cells_are_shown_as_people_read_them():
     assert shown(Gain(Interval(0.1, -0.05, 0.2))) == "+10.0 % [-5.0, +20.0]"
     assert shown(Interval(0.5, 0.4, 0.6)) == "0.500 [0.400, 0.600]"
     assert (shown(None), shown(12_345), shown(0.12345), shown("a|b")) == ("–", "12,345", "0.123", "a|b")
+    assert (shown(0.00142), shown(0.0), shown(1.0)) == ("0.0014", "0.000", "1.000")
     assert shown(float("nan")) == "–"
     assert shown(Interval(0.5, float("nan"), float("nan"))) == "0.500"
     assert "a\\|b" in Table("", ("h",), (("a|b",),)).markdown()
