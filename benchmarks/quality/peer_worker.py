@@ -29,10 +29,10 @@ warnings.filterwarnings("ignore")  # deprecations inside the libraries compared 
 
 def main(folder: Path) -> None:
     """Train, rank, write."""
-    import rectools  # type: ignore[import-not-found,unused-ignore]
+    import rectools  # type: ignore[import-not-found]
     import torch
-    from pytorch_lightning import seed_everything  # type: ignore[import-not-found,unused-ignore]
-    from rectools.dataset import Dataset  # type: ignore[import-not-found,unused-ignore]
+    from pytorch_lightning import seed_everything  # type: ignore[import-not-found]
+    from rectools.dataset import Dataset  # type: ignore[import-not-found]
 
     plan = json.loads((folder / "peer.json").read_text())
     if plan["threads"]:
@@ -63,8 +63,8 @@ def main(folder: Path) -> None:
 
 def build(plan: dict[str, Any], folder: Path) -> Any:
     """The model that `plan` names. Raises KeyError for one that this file does not know."""
-    from rectools.models import BERT4RecModel, HSTUModel, SASRecModel  # type: ignore[import-not-found,unused-ignore]
-    from rectools.models.nn.transformers.ligr import LiGRLayers  # type: ignore[import-not-found,unused-ignore]
+    from rectools.models import BERT4RecModel, HSTUModel, SASRecModel  # type: ignore[import-not-found]
+    from rectools.models.nn.transformers.ligr import LiGRLayers  # type: ignore[import-not-found]
 
     common = {
         "n_blocks": plan["n_blocks"],
@@ -100,7 +100,7 @@ def build(plan: dict[str, Any], folder: Path) -> Any:
 
 def validation_mask(interactions: pd.DataFrame, num_users: int, seed: int) -> np.ndarray:
     """The last training event of some training users, for early stopping: bool [rows]."""
-    from rectools.models.nn.transformers.utils import leave_one_out_mask  # type: ignore[import-not-found,unused-ignore]
+    from rectools.models.nn.transformers.utils import leave_one_out_mask  # type: ignore[import-not-found]
 
     users = interactions["user_id"].unique()
     chosen = np.random.default_rng(seed).choice(users, size=min(num_users, len(users) // 10), replace=False)
@@ -109,8 +109,8 @@ def validation_mask(interactions: pd.DataFrame, num_users: int, seed: int) -> np
 
 def trainer(epochs: int, patience: int, folder: str) -> Any:
     """Stops after `patience` epochs without a lower validation loss and keeps the best weights."""
-    from pytorch_lightning import Trainer  # type: ignore[import-not-found,unused-ignore]
-    from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint  # type: ignore[import-not-found,unused-ignore]
+    from pytorch_lightning import Trainer  # type: ignore[import-not-found]
+    from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint  # type: ignore[import-not-found]
 
     return Trainer(
         max_epochs=epochs,
@@ -134,7 +134,7 @@ def _restore_best(model: Any, folder: Path) -> None:
 
 def rank(model: Any, histories: pd.DataFrame, depth: int, drop_seen: bool) -> pd.DataFrame:
     """Best `depth` items of each user of `histories`: user_id, item_id, rank. A user without a known item has none."""
-    from rectools.dataset import Dataset  # type: ignore[import-not-found,unused-ignore]
+    from rectools.dataset import Dataset  # type: ignore[import-not-found]
 
     users = histories["user_id"].unique()
     found = model.recommend(
