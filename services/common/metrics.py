@@ -108,6 +108,9 @@ class GatewayMetrics:
         self.canary = counter("canary", "Canary requests through the ensemble.", "code")
         self.release_switches = counter("release_switches", "Flips from one release to another.")
         self.release_tries = counter("release_tries", "Releases tried with their golden requests.", "result")
+        # A series that begins at 1 has not increased for Prometheus: an alert on the first failure needs a 0 before.
+        for result in ("passed", "failed"):
+            self.release_tries.labels(result)
         self.release_watermark_ms = Gauge(
             "pinrec_gateway_release_watermark_ms",
             "Newest event that the active release was trained on, Unix milliseconds; 0 = none.",

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 
 from pinrec_core.errors import PinrecError, Unavailable
@@ -55,6 +56,9 @@ class Watchdog:
         self._models = tuple(models)
         self._stages = [stage.name for stage in STAGES] if ENSEMBLE.name in models else list(models)
         self._metrics = metrics
+        # A series that begins at 1 has not increased for Prometheus: an alert on the first repair needs a 0 before.
+        for stage, result in product(self._stages, ("repaired", "failed")):
+            metrics.repairs.labels(stage, result)
         self._pids = pids
         self._now = now
         self._release: Release | None = None

@@ -261,3 +261,16 @@ def test_the_keeper_finds_its_server_as_soon_as_that_listens(monkeypatch):
     )
     TritonClient("localhost:8001", "key")
     assert dict(opened["channel_args"])["grpc.max_reconnect_backoff_ms"] <= 1_000
+
+
+def test_repairs_are_counted_from_zero(tmp_path):
+    """Else the first one would make a series of its own, in which nothing ever increased: no alert."""
+
+    def counted(*models):
+        registry = CollectorRegistry()
+        Watchdog(Server(), tmp_path, models, KeeperMetrics(registry), lambda stage: [])
+        labels = [{"stage": stage, "result": result} for stage in STAGES for result in ("repaired", "failed")]
+        return [registry.get_sample_value("pinrec_keeper_repairs_total", one) for one in labels]
+
+    assert counted("pinrec") == [0] * 8
+    assert counted("retrieve") == [None] * 6 + [0] * 2
