@@ -99,6 +99,13 @@ def test_the_first_rank_leaves_the_run_of_one_process(folder, tmp_path):
         assert (found[name] - value).abs().mean() < 1e-4, name
 
 
+def test_two_ranks_resume_to_the_very_weights(folder):
+    whole, halves = (load_file(where / "run" / "last.safetensors") for where in (folder, folder / "halves"))
+    assert whole.keys() == halves.keys()
+    # All steps lie in the warm-up of the learning rate, which max_steps does not shape.
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
 def test_parts_of_a_batch_are_equal_runs():
     assert [Shard(rank, 3).bounds(7) for rank in range(3)] == [(0, 3), (3, 6), (6, 7)]
     assert [Shard(rank, 3).bounds(2) for rank in range(3)] == [(0, 1), (1, 2), (2, 2)]

@@ -87,7 +87,7 @@ def gradients(case, ranks=ALONE):
     return found
 
 
-def trained(folder, **changes):
+def trained(folder, resume=False, **changes):
     """Train with a time limit that does not bite; how often this process was asked to measure, and the result."""
     measured = []
 
@@ -96,7 +96,7 @@ def trained(folder, **changes):
         return {"unordered_recall": 0.5 + len(measured) / 100}
 
     settings = config(**{"model.variant": "mt_oc", "train.max_minutes": 60.0, **changes})
-    result = train(settings, dataset(), folder / "run", evaluate, progress=False, device="cpu")
+    result = train(settings, dataset(), folder / "run", evaluate, progress=False, resume=resume, device="cpu")
     return {"measured": len(measured), "steps": result.steps, "best_step": result.best_step,
             "metrics": dict(result.metrics), "stopped_by": result.stopped_by}  # fmt: skip
 
@@ -106,6 +106,8 @@ def main(folder):
     rank = ranks.shard.rank
     torch.save({case: gradients(case, ranks) for case in CASES}, folder / f"gradients-{rank}.pt")
     (folder / f"trained-{rank}.json").write_text(json.dumps(trained(folder)))
+    trained(folder / "halves", **{"train.max_steps": 2})
+    trained(folder / "halves", resume=True)
 
 
 if __name__ == "__main__":
