@@ -120,7 +120,7 @@ ALL_GROUPS = ("headline", "strict", "retailrocket", "beauty", "figure5", "ablati
 SIZES = {
     "full": Size("full", (0, 1, 2), 0, 0, 0, 100, ALL_GROUPS, (*VARIANTS, *BASELINES, *PEERS), (), 0),
     "small": Size(
-        "small", (0,), 3_000, 1_000, 300, 3, ("headline", "beauty", "figure5", "ablations", "speed"),
+        "small", (0,), 3_000, 1_000, 200, 3, ("headline", "beauty", "figure5", "ablations", "speed"),
         (*VARIANTS, "popularity", "item_knn", "sasrec", "pinnerformer", "rectools/sasrec"),
         ("logQ off", "ID embedding off", "content off"), 200,
     ),
@@ -154,7 +154,7 @@ ABLATIONS: Mapping[str, Mapping[str, Scalar]] = {
     "surface and time inputs off": {"model.use_surface": False, "model.use_time": False},
     "surface in Phi off": {"model.surface_in_conditioning": False},
 }
-"""Each a row: what is changed in mt_oc, whose window is 8. `scale.steps` multiplies the updates, so that equal tokens are seen."""
+"""Each a row: what is changed in mt_oc (window 8). `scale.steps` multiplies its updates, for equal tokens."""
 
 READING_ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "float content instead of INT8": {"float_content": True},

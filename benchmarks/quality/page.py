@@ -31,8 +31,8 @@ _PROTOCOLS = (
 )
 _INTRODUCTION = {
     True: _PROTOCOLS,
-    False: f"{_PROTOCOLS} Fewer users, steps, seeds and models than `make bench-quality`: models are hardly trained. This "
-    "page shows what is measured and how; its verdicts say nothing about the claims.",
+    False: f"{_PROTOCOLS} Fewer users, steps, seeds and models than `make bench-quality`: the models are hardly "
+    "trained. This page shows what is measured and how; its verdicts say nothing about the claims.",
 }
 """By whether the bench is the full one."""
 
