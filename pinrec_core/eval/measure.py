@@ -146,6 +146,7 @@ class Tally:
             num_retrieved=int(self._retrieved.sum()),
             num_distinct=int((self._retrieved > 0).sum()),
             corpus_size=len(self._retrieved),
+            target_surface=h.surfaces[places],
         )
 
     def _frequency(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ Letters: U users, Z targets of all users together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,12 @@ class UserResults:
     num_distinct: int
     """Items in them."""
     corpus_size: int
+    target_surface: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """[Z]: code of the target's surface; empty where not known."""
 
     def save(self, path: Path) -> None:
         """Write an npz file."""
-        arrays: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        arrays: dict[str, Any] = {one.name: np.asarray(getattr(self, one.name)) for one in fields(self)}
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -69,10 +71,11 @@ class UserResults:
     def load(cls, path: Path) -> UserResults:
         """Inverse of `save`. Raises InvalidData naming what the file lacks."""
         with np.load(path, allow_pickle=False) as stored:
-            missing = [field.name for field in fields(cls) if field.name not in stored]
+            known = [one.name for one in fields(cls) if one.name in stored or one.default_factory is MISSING]
+            missing = [name for name in known if name not in stored]
             if missing:
                 raise InvalidData(f"{path.name} lacks {missing}; allowed: what UserResults.save wrote")
-            values: dict[str, Any] = {field.name: stored[field.name] for field in fields(cls)}
+            values: dict[str, Any] = {name: stored[name] for name in known}
         for name in ("surfaces", "outcomes"):
             values[name] = tuple(str(word) for word in values[name])
         for name in ("num_retrieved", "num_distinct", "corpus_size"):
@@ -126,6 +129,12 @@ class UserResults:
         """Surface -> its users, bool [U]; only surfaces that have any."""
         return _present((name, self.surface == code) for code, name in enumerate(self.surfaces, start=1))
 
+    def by_target_surface(self) -> dict[str, NDArray[np.bool_]]:
+        """Surface -> the targets on it, bool [Z]; only surfaces that have any; empty where it is not known."""
+        if not len(self.target_surface):
+            return {}
+        return _present((name, self.target_surface == code) for code, name in enumerate(self.surfaces, start=1))
+
     def by_outcome(self) -> dict[str, NDArray[np.bool_]]:
         """Outcome -> its targets, bool [Z]; only outcomes that have any."""
         return _present((name, self.target_outcome == place) for place, name in enumerate(self.outcomes))
@@ -146,6 +155,12 @@ class UserResults:
         numbers = np.bincount(self.target_user[targets], minlength=self.num_users)
         hits = np.bincount(self.target_user[targets & self.target_hit], minlength=self.num_users)
         return (hits / np.maximum(1, numbers)).astype(np.float32), numbers.astype(np.float32)
+
+    def any_hit_of(self, targets: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Eq. 6 among the chosen targets, bool [Z]: whether each user has a hit, and has any of them, bool [U] each."""
+        has = np.bincount(self.target_user[targets], minlength=self.num_users) > 0
+        hit = np.bincount(self.target_user[targets & self.target_hit], minlength=self.num_users) > 0
+        return hit, has
 
 
 def _present(masks: Any) -> dict[str, NDArray[np.bool_]]:

@@ -59,6 +59,16 @@ class Arm:
         pairs = [result.per_user(mask) for result, mask in zip(self.results, masks, strict=True)]
         return np.stack([share for share, _ in pairs]), np.stack([number for _, number in pairs])
 
+    def on_surface(self, surface: str) -> tuple[Values, Values]:
+        """Eq. 6 among the targets on a surface, and which users have any: bool [S, U] each."""
+        pairs = [r.any_hit_of(r.target_surface == r.surfaces.index(surface) + 1) for r in self.results]
+        return np.stack([hit for hit, _ in pairs]), np.stack([has for _, has in pairs])
+
+    def surface_gain(self, over: Arm, surface: str) -> Gain:
+        """Relative change of `on_surface` against another arm, on the same users."""
+        (hit, has), (other, others) = self.on_surface(surface), over.on_surface(surface)
+        return Gain(ratio_interval(hit, other, has, others, CONFIDENCE).minus(1))
+
     def of_outcome(self, outcome: str) -> tuple[Values, Values]:
         """`targets` that were engaged with `outcome`."""
         return self.targets([r.target_outcome == r.outcomes.index(outcome) for r in self.results])
@@ -95,7 +105,24 @@ class Comparison:
                 if arm is not base
             )
             tables.append(Table(f"The same, against {base.label}", header, gains))
-        return [*tables, self._readings()]
+        return [*tables, self._readings(), *self._target_surfaces()]
+
+    def _target_surfaces(self) -> list[Table]:
+        """Eq. 6 among the targets of one surface: a user's may lie on several, the first on an unknown one."""
+        first = self.arms[0].results[0]
+        counts = {name: int(first.any_hit_of(of)[1].sum()) for name, of in first.by_target_surface().items()}
+        names = sorted((name for name in counts if counts[name] >= MIN_USERS), key=lambda name: -counts[name])
+        if not names or not all(len(result.target_surface) for arm in self.arms for result in arm.results):
+            return []
+        header = ("model", *(f"{name} ({counts[name]:,})" for name in names))
+        title = "Any target of a surface within the top k (Eq. 6), users with a target there"
+        rows = tuple(_row(arm, (interval(*arm.on_surface(name), CONFIDENCE) for name in names)) for arm in self.arms)
+        tables = [Table(title, header, rows)]
+        if base := next((arm for arm in self.arms if arm.label == self.reference), None):
+            others = [arm for arm in self.arms if arm is not base]
+            gains = tuple(_row(arm, (arm.surface_gain(base, name) for name in names)) for arm in others)
+            tables.append(Table(f"The same, against {base.label}", header, gains))
+        return tables
 
     def _readings(self) -> Table:
         header = ("model", "seeds", "share of targets", "distinct within a user", "distinct over all", "coverage")

@@ -74,6 +74,15 @@ def test_table_1_holds_recall_by_surface_and_ratios_to_its_reference():
     assert rows(readings)["uc"]["distinct over all"] == 0.4
 
 
+def test_a_surfaces_targets_count_whatever_the_first_ones_surface():
+    on = {"target_surface": np.tile([1, 2], USERS).astype(np.int32)}  # saves at home, clicks at related
+    arms = arm("uc", replace(results(0.5, (0.5, 0.5)), **on)), arm("oc", replace(results(0.5, (0.6, 0.4)), **on))
+    *_, hits, against = Comparison("Table 1", "by hand", arms, "uc").tables()
+    assert hits.header == ("model", "home (240)", "related (240)")
+    assert rows(hits)["oc"]["home (240)"].mean == pytest.approx(0.6)
+    assert rows(against)["oc"]["related (240)"].value.mean == pytest.approx(-0.2)
+
+
 def test_seeds_are_averaged_and_counted():
     both = arm("uc", results(0.4), results(0.6))
     assert both.on("any_hit").mean == pytest.approx(0.5)

@@ -25,6 +25,7 @@ RESULTS = UserResults(
     num_retrieved=20,
     num_distinct=5,
     corpus_size=50,
+    target_surface=np.array([1, 0, 2, 2, 1], np.int32),
 )
 
 
@@ -74,6 +75,22 @@ def test_a_file_brings_back_what_was_saved(tmp_path):
         assert np.array_equal(before, after), field.name
         assert type(before) is type(after)
         assert getattr(before, "dtype", None) == getattr(after, "dtype", None)
+
+
+def test_a_surfaces_own_targets_are_what_counts_there():
+    surfaces = RESULTS.by_target_surface()
+    assert list(surfaces) == ["home", "related"]
+    hit, has = RESULTS.any_hit_of(surfaces["home"])
+    assert (hit.tolist(), has.tolist()) == ([True, False, True], [True, False, True])
+    hit, has = RESULTS.any_hit_of(surfaces["related"])
+    assert (hit.tolist(), has.tolist()) == ([False, False, False], [False, True, False])
+
+
+def test_a_file_without_the_targets_surfaces_is_read(tmp_path):
+    RESULTS.save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as stored:
+        np.savez(tmp_path / "old.npz", **{name: stored[name] for name in stored if name != "target_surface"})
+    assert UserResults.load(tmp_path / "old.npz").by_target_surface() == {}
 
 
 def test_results_without_surfaces_are_saved_too(tmp_path):

@@ -151,6 +151,7 @@ def test_results_say_who_had_which_target():
     assert found.target_user.tolist() == [0, 0, 1, 1]
     assert [found.outcomes[outcome] for outcome in found.target_outcome] == ["click", "save", "save", "save"]
     assert found.target_hit.tolist() == [True, False, False, False]
+    assert found.target_surface.tolist() == [1, 2, 2, 2]
     assert found.target_frequency.tolist() == [2, 0, 0, 0]  # item 2 was saved and clicked; 5 was only viewed
 
 
