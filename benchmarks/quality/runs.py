@@ -112,8 +112,9 @@ class Runner:
         model = baselines.ALL[run.model](baseline_config(run, world))
         users = world.parts.validation[:_VALIDATION_USERS]
 
-        def validate(scorer: Scorer) -> float:
-            return read_scorer(scorer, world, users, Reading(k=10)).summary()["target_recall"]
+        def validate(_: Scorer) -> float:
+            # The scorer that is given reads what was trained on, where the held-out users are not.
+            return read_scorer(model.scorer(world.dataset), world, users, Reading()).summary()["target_recall"]
 
         started = time.monotonic()
         model.fit(world.training, world.parts.train_rows, None, self._progress, validate)
