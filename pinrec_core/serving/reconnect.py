@@ -4,7 +4,7 @@ QUICK_RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # So long one attempt may take. By default 20 s, and an address that is gone does not always say so.
-    ("grpc.min_reconnect_backoff_ms", 3_000),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     # A container or pod comes back under the same name at another address; by default a name is asked for every 30 s.
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
 ]
