@@ -16,6 +16,7 @@ class Outage:
         self._log = log
         self._lock = threading.Lock()
         self._reason = ""
+        self._told: set[str] = set()
         self._failures = 0
         self._since_s = 0.0
 
@@ -25,12 +26,13 @@ class Outage:
         return self._reason
 
     def failed(self, reason: str) -> None:
-        """Count a failure; the first of a period is logged, and one whose reason is new."""
+        """Count a failure; the first of a period is logged, and one whose reason is new in it."""
         with self._lock:
             if not self._failures:
                 self._since_s = time.monotonic()
             self._failures += 1
-            is_news, self._reason = reason != self._reason, reason
+            is_news, self._reason = reason not in self._told, reason
+            self._told.add(reason)
         if is_news:
             self._log.warning("%s fails: %s", self._name, reason)
 
@@ -40,6 +42,7 @@ class Outage:
             return
         with self._lock:
             failures, self._failures, self._reason = self._failures, 0, ""
+            self._told.clear()
         if failures:
             lasted_s = time.monotonic() - self._since_s
             self._log.warning("%s works again after %d failures in %.1f s", self._name, failures, lasted_s)
