@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any, Protocol
 from pinrec_core.errors import InvalidRelease, PinrecError, ReleaseNotOpen
 from pinrec_core.release import EVERYTHING, Release, open_release, serving_state
 from pinrec_core.serving.error_words import UNEXPECTED
+
+TURN_S = 0.3
+"""Processes that serve on the same cores open a new release one after the other, each at its turn: all of them at once
+took both of two cores, and the requests of that moment waited."""
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +49,8 @@ class OpenReleases:
     The default is a thread of its own for each opening, of ordinary priority: one that holds Python's lock and gets
     no core holds up the one that serves (with nice 10 and 19 the slowest answers became slower, not faster).
     A release that cannot be opened fails its own requests with the reason, until serving.json changes; the others stay.
-    `parts` are the files and folders that the stage reads, and so holds to their checksums first.
+    `parts` are the files and folders that the stage reads, and so holds to their checksums first. `turn` x `TURN_S`
+    passes before an opening beside a release that serves.
     """
 
     def __init__(
@@ -53,11 +59,13 @@ class OpenReleases:
         open_stage: OpenStage,
         parts: tuple[str, ...] = EVERYTHING,
         executor: Executor | None = None,
+        turn: int = 0,
     ) -> None:
         self._root = root
         self._open_stage = open_stage
         self._parts = parts
         self._executor = executor
+        self._turn = turn
         self._opening: dict[int, Future[Stage]] = {}
         self._open: dict[int, Stage] = {}
         self._failed: dict[int, PinrecError] = {}
@@ -106,11 +114,12 @@ class OpenReleases:
         executor = self._executor or ThreadPoolExecutor(1, "open-release")
         for number in new:
             log.info("opening release %d", number)
-            self._opening[number] = executor.submit(self._open_one, number)
+            self._opening[number] = executor.submit(self._open_one, number, self._turn * TURN_S if self._open else 0.0)
         if self._executor is None:
             executor.shutdown(wait=False)  # the thread ends after the last opening, and its OpenMP team with it
 
-    def _open_one(self, number: int) -> Stage:
+    def _open_one(self, number: int, pause_s: float) -> Stage:
+        time.sleep(pause_s)
         return self._open_stage(open_release(self._root, number, parts=self._parts))
 
     def _collect(self) -> None:

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from pinrec_core.errors import DeadlineExceeded, PinrecError
-from pinrec_core.serving.contract import StageContract
+from pinrec_core.serving.contract import STAGES, StageContract
 from pinrec_core.serving.deadline import deadline_of, with_deadline
 from pinrec_core.serving.error_words import UNEXPECTED
 from pinrec_core.serving.log_lines import VARIABLE, stage_lines, start_logging
 from pinrec_core.serving.open_releases import OpenReleases, OpenStage, Stage
 from pinrec_core.serving.triton_io import StageAnswer
+
+FIRST_TURN = 2
+"""Of the stages to open a release: after items and signals, which they ask."""
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +88,8 @@ def start_host(
     """
     start_logging(stage_lines(contract.name, os.environ.get(VARIABLE, "text")))
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells at length which instruction sets it tried
-    releases = OpenReleases(Path(os.environ["PINREC_RELEASES"]), open_stage, parts, executor)
+    turn = FIRST_TURN + STAGES.index(contract) if executor is None else 0  # the caller's thread cannot wait
+    releases = OpenReleases(Path(os.environ["PINREC_RELEASES"]), open_stage, parts, executor, turn)
     releases.wait()
     return StageHost(contract.name, releases)
 

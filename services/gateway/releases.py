@@ -33,7 +33,7 @@ RELEASE_SERVICE = "pinrec.v1.ReleaseService"
 PAUSES = 3
 """After a golden request, in times that it took: three quarters of the time belong to those who wait."""
 
-_LOOK_S = 0.1
+_LOOK_S = 0.25
 """Time between looks at whether every stage has opened a release that is to be tried."""
 
 

@@ -24,4 +24,4 @@ class SignalReleases(ServedReleases[SignalFetcher]):
                 ItemFollower(items, release.number, fresh)
             return SignalFetcher(release, views, store, fresh)
 
-        super().__init__(root, OpenReleases(root, open_fetcher, parts=("items", "text_encoder")))
+        super().__init__(root, OpenReleases(root, open_fetcher, parts=("items", "text_encoder"), turn=1))

@@ -12,7 +12,7 @@ from pinrec_core.config import Config
 from pinrec_core.errors import InvalidRelease, ReleaseNotOpen
 from pinrec_core.release import ReleaseFacts, ServingState, publish, write_serving_state
 from pinrec_core.schema import Vocabulary
-from pinrec_core.serving.open_releases import InlineExecutor, OpenReleases
+from pinrec_core.serving.open_releases import TURN_S, InlineExecutor, OpenReleases
 
 VOCABULARY = Vocabulary(("save",), ("save", "search"), ("home",))
 
@@ -111,6 +111,18 @@ def test_an_open_release_is_served_while_another_opens(root):
     assert len(held.held) == 1, "asking again does not open it again"
     held.release()
     assert releases.get(2).number == 2
+
+
+def test_processes_take_turns_to_open_a_release_beside_one_that_serves(root, monkeypatch):
+    pauses = []
+    monkeypatch.setattr("pinrec_core.serving.open_releases.time.sleep", pauses.append)
+    releases = [OpenReleases(root, NumberStage, executor=InlineExecutor(), turn=turn) for turn in (0, 2)]
+    serve(root, 1, 1)
+    assert [one.get(1).number for one in releases] == [1, 1]
+    assert pauses == [0, 0], "nobody is served yet: at once"
+    serve(root, 1, 1, 2)
+    assert [one.get(2).number for one in releases] == [2, 2]
+    assert pauses[2:] == [0, 2 * TURN_S]
 
 
 def test_a_release_dropped_while_it_opened_is_not_kept(root):
