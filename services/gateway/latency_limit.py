@@ -17,14 +17,14 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-TOLERANCE = 2.1
+TOLERANCE = 2.7
 """Mean latency that is aimed at in overload, in latencies of a lone request: its p99 is then less than three times a
 lone request's."""
 
 BURST = 2.0
 """More requests at once than so many times the limit are too many, if it lasts."""
 
-OVERLOAD, RELIEF = 0.5, 0.1
+OVERLOAD, RELIEF = 0.5, 0.2
 """Share of the requests of late that found too many: from the first on it is an overload, until below the second."""
 
 MEMORY_S = 0.7

@@ -73,9 +73,9 @@ def test_too_many_at_once_are_an_overload_if_it_lasts(ensemble):
 
 
 def test_an_overload_is_over_once_few_find_every_place_taken(ensemble):
-    """From half of the requests to a tenth: 0.7 ln 5 = 1.127 s."""
+    """From half of the requests to a fifth: 0.7 ln 2.5 = 0.641 s."""
     ensemble.overload(at_once=32, seconds=0.49)
-    ensemble.overload(at_once=15, seconds=1.12)
+    ensemble.overload(at_once=15, seconds=0.63)
     assert ensemble.limit.is_overloaded
     ensemble.overload(at_once=15, seconds=0.03)
     assert ensemble.limit.places(64) == 64

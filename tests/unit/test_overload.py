@@ -89,7 +89,7 @@ def phases():
 
 def test_an_overload_costs_little_throughput_and_latency_stays_within_three_times(phases):
     goodput, p99_s, refused = phases["overload"]
-    assert goodput >= 0.8 * CAPACITY  # two places or one: there is nothing between
+    assert goodput >= 0.85 * CAPACITY
     assert p99_s <= 3 * phases["idle"][1]
     assert refused > 0.8
 
