@@ -158,13 +158,22 @@ def deletion(callers: Callers) -> Row:
 
 def scraped(callers: Callers) -> Row:
     """Prometheus' targets and rules."""
-    seconds_until(lambda: len(callers.query("query", query="up == 1")["result"]) >= len(ROLES))
-    targets = callers.query("targets", state="active")["activeTargets"]
-    down = [target["labels"]["instance"] for target in targets if target["health"] != "up"]
+    seconds_until(lambda: bool(_targets(callers)) and not _down(callers))
+    targets, down = _targets(callers), _down(callers)
     seconds_until(lambda: all(rule["health"] != "unknown" for rule in _rules(callers)))
     broken = [rule["name"] for rule in _rules(callers) if rule["health"] != "ok"]
     measured = f"{len(targets) - len(down)} of {len(targets)} targets up, {len(_rules(callers))} rules, broken {broken}"
-    return Row("Prometheus", "every target up, every rule evaluates", measured, not (down or broken))
+    return Row("Prometheus", "every target up, every rule evaluates", measured, bool(targets) and not (down or broken))
+
+
+def _targets(callers: Callers) -> list[dict[str, Any]]:
+    targets: list[dict[str, Any]] = callers.query("targets", state="active")["activeTargets"]
+    return targets
+
+
+def _down(callers: Callers) -> list[str]:
+    """Targets that were not scraped, or not yet."""
+    return [target["labels"]["instance"] for target in _targets(callers) if target["health"] != "up"]
 
 
 def _rules(callers: Callers) -> list[dict[str, Any]]:
