@@ -36,12 +36,19 @@ def judge(
     ]
 
 
-def ratio(a: Arm | None, b: Arm | None, surface: int | None = None) -> Interval | None:
-    """Any-hit recall of a / b, over all users or those of one surface code; None if an arm is missing."""
+def ratio(a: Arm | None, b: Arm | None) -> Interval | None:
+    """Any-hit recall of a / b over all users; None if an arm is missing."""
     if a is None or b is None:
         return None
-    chosen = None if surface is None else a.results[0].surface == surface
-    return ratio_interval(a.values("any_hit"), b.values("any_hit"), chosen, chosen)
+    return ratio_interval(a.values("any_hit"), b.values("any_hit"))
+
+
+def surface_ratio(a: Arm | None, b: Arm | None, surface: str) -> Interval | None:
+    """The same among the targets on one surface, over the users who have any."""
+    if a is None or b is None:
+        return None
+    (hit, has), (other, others) = a.on_surface(surface), b.on_surface(surface)
+    return ratio_interval(hit, other, has, others)
 
 
 def _at_least(name: str, bar: str, value: Interval | None, least: float, neutral: float) -> Claim:
@@ -94,8 +101,8 @@ def table1(found: Gathered) -> list[Claim]:
     group, base = "headline", headline(HEADLINE)
     uc, oc, mt_oc = (found.arm(group, model, base) for model in ("uc", "oc", "mt_oc"))
     claims = [_at_least("MT-OC / UC, KuaiRand", ">= 1.11, clear of 1", ratio(mt_oc, uc), 1.11, 1.0)]
-    for name, code in largest_surfaces(uc).items():
-        claims.append(_at_least(f"MT-OC / UC on {name}", ">= 1, clear of 1", ratio(mt_oc, uc, code), 1.0, 1.0))
+    for name in largest_surfaces(uc):
+        claims.append(_at_least(f"MT-OC / UC on {name}", ">= 1, clear of 1", surface_ratio(mt_oc, uc, name), 1.0, 1.0))
     claims.append(_at_least("OC / UC, KuaiRand", ">= 1.01, clear of 1", ratio(oc, uc), 1.01, 1.0))
     for model in ("pinnerformer", "pinnerformer_next"):
         other = found.arm(group, model, many(HEADLINE))
@@ -103,13 +110,12 @@ def table1(found: Gathered) -> list[Claim]:
     return claims
 
 
-def largest_surfaces(arm: Arm | None) -> dict[str, int]:
-    """Names and codes of the surfaces with most users, most first."""
+def largest_surfaces(arm: Arm | None) -> list[str]:
+    """Surfaces with most targets, most first. Most users' first target is on one that the log does not know."""
     if arm is None:
-        return {}
-    first = arm.results[0]
-    ranked = sorted(first.by_surface().items(), key=lambda item: -int(item[1].sum()))[:LARGEST_SURFACES]
-    return {name: 1 + first.surfaces.index(name) for name, _ in ranked}
+        return []
+    targets = arm.results[0].by_target_surface()
+    return sorted(targets, key=lambda name: -int(targets[name].sum()))[:LARGEST_SURFACES]
 
 
 def outcome_matrix(found: Gathered, group: str, world: str, model: str) -> OutcomeMatrix | None:

@@ -148,6 +148,7 @@ def results_of(hits, outcomes=None, users=None, unique=0.5, surfaces=("tab_1",))
         target_outcome=outcome,
         target_hit=hits.ravel(),
         target_frequency=np.full(hits.size, 3),
+        target_surface=np.ones(hits.size, np.int32),
         surfaces=surfaces,
         outcomes=OUTCOMES,
         num_retrieved=100,
