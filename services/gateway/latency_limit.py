@@ -22,7 +22,7 @@ TOLERANCE, PATIENCE = 2.7, 8.0
 hardly anybody does. The first keeps the p99 within three times a lone request's. The second has larger batches, which
 make a request cheaper: a load that few places could not carry goes through, later, and nobody is refused."""
 
-FLOODED = 0.8
+FLOODED = 0.5
 """Share of the requests of late that found no place from which on `TOLERANCE` alone counts."""
 
 BURST = 2.0
