@@ -81,12 +81,11 @@ class LatencyLimit:
         kept = math.exp((self._arrived_at - now) / MEMORY_S)
         self._too_many = kept * self._too_many + (1.0 - kept) * (at_once >= bound)
         self._arrived_at = now
-        was_overloaded, self.is_overloaded = (
-            self.is_overloaded,
-            self._too_many >= (RELIEF if self.is_overloaded else OVERLOAD),
-        )
-        if was_overloaded and not self.is_overloaded:
-            self._limit = max(self._limit, START)  # what a flood has left is too little to tell a burst from another
+        if not self.is_overloaded:
+            self.is_overloaded = self._too_many >= OVERLOAD
+        elif self._too_many < RELIEF:
+            self.is_overloaded = False
+            self._limit = max(self._limit, START)  # what a flood has left is too little to tell bursts by
 
     @property
     def latency_s(self) -> float:
