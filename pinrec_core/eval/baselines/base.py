@@ -75,6 +75,10 @@ class Sequences:
         """U."""
         return len(self.offsets) - 1
 
+    def counts(self, num_items: int) -> Tensor:
+        """How many events each of the corpus' pins has: float32 [N]."""
+        return torch.from_numpy(np.bincount(self.columns, minlength=num_items).astype(np.float32))
+
     def users(self) -> NDArray[np.int64]:
         """Row of each event's user: int64 [E]."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))

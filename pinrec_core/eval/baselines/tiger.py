@@ -121,8 +121,7 @@ class Tiger:
         if len(self._corpus.ids) < self.config.codes:
             raise InvalidData(f"{dataset.name} has {len(self._corpus.ids)} pins; allowed: at least {self.config.codes}")
         sequences = Sequences.of_training(dataset, self._corpus, train_rows, train_until_ms)
-        counts = np.bincount(sequences.columns, minlength=len(self._corpus.ids))
-        self._counts = torch.from_numpy(counts.astype(np.float32)).to(self.config.device)
+        self._counts = sequences.counts(len(self._corpus.ids)).to(self.config.device)
         vectors = self._vectors(dataset, train_rows, train_until_ms, progress)
         codes = tell_apart(residual_codes(vectors, self.config.codebooks, self.config.codes))
         self._model = TigerModel(self.config, codes).to(self.config.device)
