@@ -110,12 +110,6 @@ def before(dataset: Dataset, until_ms: int | None) -> Dataset:
     return Parts(nobody, [], [], until_ms, early).training_data(dataset)
 
 
-def target_counts(dataset: Dataset, corpus: Corpus, chosen: NDArray[np.bool_]) -> Tensor:
-    """How many of the chosen events (bool mask) each pin has: float32 [N]."""
-    columns = corpus.columns(dataset.histories.item_ids[chosen])
-    return torch.from_numpy(np.bincount(columns, minlength=len(corpus.ids)).astype(np.float32))
-
-
 def latest_targets(
     dataset: Dataset, corpus: Corpus, users: list[HeldOut], longest: int | None = None
 ) -> list[NDArray[np.int64]]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pinrec_core.data.dataset import Dataset
-from pinrec_core.eval.baselines.base import Validate, target_counts, training_targets
+from pinrec_core.eval.baselines.base import Sequences, Validate
 from pinrec_core.eval.baselines.config import BaselineConfig
 from pinrec_core.eval.heldout import NUM_TARGETS, Corpus, HeldOut, held_out
 from pinrec_core.eval.measure import Scorer, measure
@@ -30,8 +30,8 @@ class Popularity:
         validate: Validate | None = None,
     ) -> None:
         """See `Baseline.fit`: counted, nothing is validated."""
-        chosen = training_targets(dataset, train_rows, train_until_ms)
-        self._counts = target_counts(dataset, Corpus.of(dataset), chosen)  # [N]
+        corpus = Corpus.of(dataset)
+        self._counts = Sequences.of_training(dataset, corpus, train_rows, train_until_ms).counts(len(corpus.ids))
 
     def scorer(self, dataset: Dataset | None = None) -> Scorer:
         """See `Baseline.scorer`."""
