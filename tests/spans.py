@@ -55,7 +55,10 @@ def otlp_receiver() -> Iterator[Received]:
         def log_message(self, *_):
             """Quiet."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # several processes send at once; the library's 5 turns some of them away
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         received = Received(f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
