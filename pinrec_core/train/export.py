@@ -55,7 +55,7 @@ def export(
         _write_popular(dataset, model.config.retrieve.popular_per_list, folder / "popular")
         _write_display(dataset.titles, folder / "display")
         pins = dataset.served_pins
-        vectors = _index_vectors(model, IdEmbedder.load(folder), dataset.items, pins)
+        vectors = index_vectors(model, IdEmbedder.load(folder), dataset.items, pins)
         queries = generated_queries(model, dataset)
         build_index(np.asarray(dataset.items.ids)[pins], vectors, model.config.retrieve, folder / "index", queries)
         (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=1))
@@ -74,7 +74,7 @@ def export(
     return publish(releases, facts, write)
 
 
-def _index_vectors(
+def index_vectors(
     model: PinRec, id_embedder: IdEmbedder, items: ItemTable, rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Vectors of the pins at `rows` int64 [n] of the item table: float32 [n, D]."""
