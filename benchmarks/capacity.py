@@ -91,13 +91,18 @@ async def cpu_ms(fleet: Fleet, seconds: float) -> tuple[dict[str, float], float]
 
 
 def cpu_seconds(fleet: Fleet) -> dict[str, float]:
-    """User and system time of each process so far; Triton's stages one by one."""
+    """User and system time of each process so far."""
+    return {name: sum(map(_cpu_seconds, several)) for name, several in pids_of(fleet).items()}
+
+
+def pids_of(fleet: Fleet) -> dict[str, list[int]]:
+    """Processes by what they do; Triton's stages one by one."""
     triton = fleet.parts["triton"]
     stages = triton.stages()
     pids = {name: [part.pid] for name, part in fleet.parts.items() if name != "triton"}
     pids |= {name: [pid] for name, pid in stages.items()}
     pids["tritonserver and its keeper"] = [pid for pid in triton.living() if pid not in stages.values()]
-    return {name: sum(map(_cpu_seconds, several)) for name, several in pids.items()}
+    return pids
 
 
 def _cpu_seconds(pid: int) -> float:

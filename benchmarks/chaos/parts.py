@@ -140,14 +140,16 @@ def sessions_under(pid: int) -> list[int]:
 
 def pss_mb(sessions: Collection[int]) -> float:
     """Proportional set size of all processes of some sessions, in megabytes: shared pages are counted once."""
-    total_kb = 0
-    for pid in commands_of(sessions):
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:  # gone meanwhile
-            continue
-        total_kb += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total_kb / 1000
+    return sum(map(pss_mb_of, commands_of(sessions)))
+
+
+def pss_mb_of(pid: int) -> float:
+    """The same of one process; 0 if it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1000
 
 
 def _stats() -> dict[int, tuple[str, int, int]]:

@@ -108,7 +108,7 @@ def _encode_response(answer: StageAnswer[Any], contract: StageContract, pb_utils
         arrays = encode_fields(contract.output_fields, answer.value)
         arrays[contract.release_tensor] = np.array([answer.release], dtype=np.int64)
         arrays[contract.elapsed_tensor] = np.array([answer.elapsed_us], dtype=np.int64)
-        tensors = [_tensor(name, array[None], pb_utils) for name, array in arrays.items()]
+        tensors = [triton_tensor(name, array[None], pb_utils) for name, array in arrays.items()]
         return pb_utils.InferenceResponse(output_tensors=tensors)
     except Exception:  # the edge: one bad answer must not fail its batch
         log.exception("%s: an answer cannot be encoded", contract.name)
@@ -119,7 +119,8 @@ def _error_response(error: PinrecError, pb_utils: Any) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(error_text(error)))
 
 
-def _tensor(name: str, array: NDArray[Any], pb_utils: Any) -> Any:
+def triton_tensor(name: str, array: NDArray[Any], pb_utils: Any) -> Any:
+    """A tensor of Triton's with the bytes of an array, whatever numpy made it."""
     if array.size == 0:  # DLPack's check for contiguity does not know empty arrays; without bytes, this way is right
         return pb_utils.Tensor(name, array)
     return pb_utils.Tensor.from_dlpack(name, _Exported(array))

@@ -40,10 +40,11 @@ class EnsembleAnswer:
 
 
 class Ensemble:
-    """A Triton that serves the `pinrec` ensemble at `address` ("host:port" or "dns:///name:port")."""
+    """A Triton that serves the ensemble at `address` ("host:port" or "dns:///name:port"), as the model `name`."""
 
-    def __init__(self, address: str, tracing: Tracing = NO_TRACING) -> None:
+    def __init__(self, address: str, tracing: Tracing = NO_TRACING, name: str = ENSEMBLE.name) -> None:
         self._tracing = tracing
+        self._name = name
         self._client = triton.InferenceServerClient(address, channel_args=CHANNEL_OPTIONS, **triton_client_tls())
 
     async def infer(self, request: CandidateRequest, timeout_s: float, request_id: str) -> EnsembleAnswer:
@@ -60,7 +61,7 @@ class Ensemble:
         with self._tracing.call(ENSEMBLE.name) as span:
             try:
                 result = await self._client.infer(
-                    ENSEMBLE.name,
+                    self._name,
                     inputs,
                     request_id=request_id,
                     client_timeout=max(timeout_s, 0.0),
