@@ -11,7 +11,7 @@ PINREC := $(BIN)/pinrec
 DEPLOYMENT := $(wildcard tests/contract/test_manifest*.py) tests/contract/test_images.py tests/contract/test_dashboards.py
 
 .DEFAULT_GOAL := help
-.PHONY: help audit compose-smoke image-locks k8s-rules k8s-smoke local-base sbom setup check format test test-deploy test-data demo up loadtest bench-gateway bench-quality bench-quality-small peers bench-steering capacity chaos chaos-signals chaos-release soak proto clean
+.PHONY: help audit compose-smoke image-locks k8s-rules k8s-smoke local-base sbom setup check format test test-deploy test-data demo up loadtest bench-serving bench-serving-small bench-gpu bench-gateway bench-quality bench-quality-small peers bench-steering capacity chaos chaos-signals chaos-release soak proto clean
 
 help: ## Show this help
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -70,11 +70,24 @@ bench-steering: setup ## Does a budget steer? Trains uc, oc, mt_oc on the synthe
 peers: setup ## RecTools in an environment of its own, .tools/peers, for bench-quality
 	$(BIN)/python -m benchmarks.quality.peers setup --torch "$(TORCH)"
 
-bench-quality: peers ## The paper's claims on the public logs under PINREC_DATASETS, beside RecTools (hours; resumable)
-	$(BIN)/python -m benchmarks.quality --size full --work $(WORK)/quality --report docs/quality
+bench-quality: peers ## The paper's claims on the public logs under PINREC_DATASETS, beside RecTools (hours; goes on from docs/quality/runs)
+	$(BIN)/python -m benchmarks.quality --size full --work $(WORK)/quality --results docs/quality/runs --report docs/quality
 
 bench-quality-small: peers ## The same on fewer users, steps and models, one seed (15 minutes)
-	$(BIN)/python -m benchmarks.quality --size small --work $(WORK)/quality --report docs/quality
+	$(BIN)/python -m benchmarks.quality --size small --work $(WORK)/quality --report $(WORK)/quality/report
+
+.venv/.bench: .venv/.ready
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	touch $@
+
+bench-serving: .venv/.bench ## How fast each stage and the stack are, beside floors and peers; docs/serving (an hour, once the worlds are made)
+	$(BIN)/python -m benchmarks.serving --size full --work $(WORK)/serving --report docs/serving $(if $(ONLY),--only $(ONLY))
+
+bench-serving-small: .venv/.bench ## The same on 10,000 items, fewer rounds (10 minutes)
+	$(BIN)/python -m benchmarks.serving --size small --work $(WORK)/serving $(if $(ONLY),--only $(ONLY))
+
+bench-gpu: .venv/.bench ## The decoder on a GPU: graphs beside eager, no cache and Hugging Face; docs/figures (skipped without one)
+	$(BIN)/python -m benchmarks.gpu --report docs/figures
 
 bench-gateway: setup ## What TLS, tokens and tracing cost the gateway, against a plain one (4 minutes); docs/figures
 	$(BIN)/python -m benchmarks.gateway_cost --work $(WORK)/gateway-cost --report docs/figures

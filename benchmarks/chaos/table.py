@@ -25,10 +25,14 @@ class Row:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
+MARKS = {True: "met", False: "MISSED", None: "-"}
+
+
 def show(row: Row) -> Row:
     """Print one row as soon as it is known."""
-    mark = {True: "met", False: "MISSED", None: "-"}[row.met]
-    click.secho(f"{row.what}\n  bar       {row.bar}\n  measured  {row.measured}\n  {mark}", bold=row.met is False)
+    click.secho(
+        f"{row.what}\n  bar       {row.bar}\n  measured  {row.measured}\n  {MARKS[row.met]}", bold=row.met is False
+    )
     return row
 
 

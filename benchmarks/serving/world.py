@@ -1,11 +1,20 @@
-"""What is served while speed is measured: a trained model on a synthetic world of 10,000 to a million items."""
+"""What is served while speed is measured: a trained model on a synthetic world of 10,000 to a million items.
+
+python -m benchmarks.serving.world --work work/serving --scale 100k
+"""
 
 from __future__ import annotations
+
+# ruff: noqa: E402  the libraries read the thread policy when they load
+from services.common.threads import sleep_when_idle
+
+sleep_when_idle()
 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import click
 import numpy as np
 
 from pinrec_core.config import Config, load_config
@@ -74,6 +83,9 @@ def config_of(scale: str) -> Config:
 
 def make_world(work: Path, scale: str) -> ServingWorld:
     """The world of a scale under `work`, made unless it is there: log, model, release, batch views, vectors."""
+    world = ServingWorld(scale, work)
+    if world.queries.exists():
+        return world
     from pinrec_core.batch_job.job import build_batch_view
     from pinrec_core.data.dataset import open_dataset
     from pinrec_core.eval.evaluate import evaluate
@@ -83,9 +95,6 @@ def make_world(work: Path, scale: str) -> ServingWorld:
     from pinrec_core.train.export import export, generated_queries, index_vectors
     from pinrec_core.train.loop import train
 
-    world = ServingWorld(scale, work)
-    if world.queries.exists():
-        return world
     if not (world.data / "dataset.json").exists():
         SyntheticWorld(world.spec).write(world.data, progress=True)
     config = config_of(scale)
@@ -103,3 +112,15 @@ def make_world(work: Path, scale: str) -> ServingWorld:
     np.save(world.vectors, index_vectors(model, id_embedder, dataset.items, dataset.served_pins))
     np.save(world.queries, generated_queries(model, dataset))
     return world
+
+
+@click.command()
+@click.option("--work", required=True, type=click.Path(path_type=Path), help="Folder for worlds.")
+@click.option("--scale", required=True, type=click.Choice(list(SPECS)))
+def main(work: Path, scale: str) -> None:
+    """Make a world, unless it is there."""
+    make_world(work, scale)
+
+
+if __name__ == "__main__":
+    main()

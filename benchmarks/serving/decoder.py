@@ -1,0 +1,257 @@
+"""The generate stage alone: against its own matrix products, Hugging Face's GPT-2, no cache, and one embedding a step.
+
+    python -m benchmarks.serving.decoder --size small --work work/serving --out work/serving/decoder.json
+
+Faiss is not in this process. Threads: PINREC_THREADS, or half of the cores as a stage of the stack takes. The network
+is that of the trained release; histories are random, which changes no time.
+"""
+
+from __future__ import annotations
+
+# ruff: noqa: E402  the libraries read the thread policy when they load
+from services.common.threads import sleep_when_idle
+
+sleep_when_idle()
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from benchmarks.chaos.table import Row, save, show
+from benchmarks.serving.cases import Case, case_of
+from benchmarks.serving.gemms import decode_products, gemms, prefill_products
+from benchmarks.serving.gpt2_peer import Gpt2Peer, fed_in_rollout
+from benchmarks.serving.timing import Times, interleaved, median, ratio, shown, shown_ratio
+from benchmarks.serving.world import ServingWorld, make_world
+from pinrec_core.generate.rollout import conditions_of, decode, new_cache, prefill, rollout_uncached
+from pinrec_core.generate.static_rollout import StaticRollout, compiled
+
+TOTAL = 96
+"""Embeddings an outcome."""
+OFFSETS = (1, 2, 4, 8, 16)
+FEW_STEPS_BAR, CACHE_BAR, PEER_BAR, PREFILL_BAR, DECODE_BAR = 0.15, 0.25, 0.6, 1.4, 3.0
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    scale: str
+    rounds: int
+    long_rounds: int
+    """Of what takes a second a round."""
+    batches: tuple[int, ...]
+    lengths: tuple[int, ...]
+    compile: bool
+
+
+SIZES = {
+    "full": Size("100k", 40, 7, (1, 4, 16), (32, 128, 512), True),
+    "small": Size("10k", 15, 3, (1, 16), (32, 128), False),
+    "smoke": Size("smoke", 2, 1, (1, 2), (16,), False),
+}
+
+
+@click.command()
+@click.option("--size", "size_name", default="small", show_default=True, type=click.Choice(list(SIZES)))
+@click.option("--work", required=True, type=click.Path(path_type=Path), help="Folder for worlds.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON of the rows.")
+def main(size_name: str, work: Path, out: Path) -> None:
+    """Measure and print the rows."""
+    torch.set_num_threads(stage_threads())
+    size = SIZES[size_name]
+    world = make_world(work, size.scale)
+    rows = [
+        show(row)
+        for part in (against_floors, against_peer, few_steps, cache, alternatives)
+        for row in part(world, size)
+    ]
+    save(rows, out, f"python -m benchmarks.serving.decoder --size {size_name}")
+
+
+def stage_threads() -> int:
+    """Threads of a stage, as `services/triton/command.py` sets them."""
+    return int(os.environ.get("PINREC_THREADS") or max(1, (os.cpu_count() or 1) // 2))
+
+
+def against_floors(world: ServingWorld, size: Size) -> list[Row]:
+    """Prefill and decode steps against their bare matrix products."""
+    rows = []
+    release = world.release()
+    for name, dtype in DTYPES.items():
+        for batch in size.batches:
+            case = case_of(release, batch, size.lengths[-1] if len(size.lengths) == 1 else 128, dtype)
+            times = interleaved(_floor_subjects(case, dtype), size.rounds)
+            rows += _floor_rows(times, batch, name)
+    return rows
+
+
+def _floor_subjects(case: Case, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    model, inputs, branches, plan = case.model, case.inputs, case.branches, case.plan
+    batch, num_branches = branches.outcomes.shape
+    length = inputs.timestamps_ms.size(1)
+    with torch.inference_mode():
+        cache, conditions = new_cache(model, inputs, branches, plan), conditions_of(model, inputs, branches, plan)
+        first = prefill(model, inputs, conditions, cache)
+
+    @torch.inference_mode()
+    def run_prefill() -> None:
+        prefill(model, inputs, conditions_of(model, inputs, branches, plan), cache)
+
+    @torch.inference_mode()
+    def run_decode() -> None:
+        decode(model, first, inputs.lengths, conditions, plan, cache, length + 1)
+
+    config, content_dim = model.config, inputs.content.size(-1)
+    return {
+        "prefill": run_prefill,
+        "prefill GEMMs": gemms(prefill_products(config, batch, length, num_branches, content_dim), dtype),
+        "decode": run_decode,
+        "decode GEMMs": gemms(decode_products(config, batch, length, num_branches), dtype),
+    }
+
+
+def _floor_rows(times: Times, batch: int, dtype: str) -> list[Row]:
+    rows = []
+    # The bars are those of float32, what a CPU serves with by default.
+    for what, bar, bar_batch in (("prefill", PREFILL_BAR, 16), ("decode", DECODE_BAR, 1)):
+        value = ratio(times, what, f"{what} GEMMs")
+        has_bar = batch == bar_batch and dtype == "float32"
+        rows.append(
+            Row(
+                f"{what} / bare GEMMs of the same products, batch {batch}, {dtype}",
+                f"<= {bar}" if has_bar else "-",
+                f"{shown_ratio(value)} ({shown(times[what])} against {shown(times[f'{what} GEMMs'])})",
+                value[0] <= bar if has_bar else None,
+                {"batch": batch, "dtype": dtype, "what": what, "ratio": value, "times_ms": times},
+            )
+        )
+    return rows
+
+
+def against_peer(world: ServingWorld, size: Size) -> list[Row]:
+    """The whole rollout against Hugging Face's GPT-2 on the tokens that it feeds."""
+    rows = []
+    for name, dtype in DTYPES.items():
+        for batch in size.batches:
+            case = case_of(world.release(), batch, min(128, size.lengths[-1]), dtype)
+            peer, fed = Gpt2Peer(case.model), fed_in_rollout(case.model, case.inputs, case.branches, case.plan)
+            difference = _difference(case, peer.run(fed))
+            subjects = {"ours": case.roll, "peer": lambda p=peer, f=fed: p.run(f)}
+            times = interleaved(subjects, size.rounds)
+            value = ratio(times, "ours", "peer")
+            has_bar = name == "float32" and batch in (1, 16)
+            rows.append(
+                Row(
+                    f"whole rollout / Hugging Face GPT-2 alone on the same tokens, batch {batch}, {name}",
+                    f"<= {PEER_BAR}" if has_bar else "-",
+                    f"{shown_ratio(value)} ({shown(times['ours'])} against {shown(times['peer'])}; "
+                    f"hidden states differ by at most {difference:.1e})",
+                    value[0] <= PEER_BAR if has_bar else None,
+                    {"batch": batch, "dtype": name, "ratio": value, "times_ms": times, "difference": difference},
+                )
+            )
+    return rows
+
+
+@torch.inference_mode()
+def _difference(case: Case, theirs: list[Tensor]) -> float:
+    """Largest difference of the peer's embeddings from ours: what it computed is what we compute."""
+    model, plan = case.model, case.plan
+    conditions = conditions_of(model, case.inputs, case.branches, plan)
+    batch, num_branches = case.branches.outcomes.shape
+    blocks = []
+    for step, hidden in enumerate(theirs):
+        last = (
+            hidden.expand(-1, num_branches, -1)
+            if step == 0
+            else hidden.view(batch, num_branches, plan.num_fed, -1)[:, :, -1]
+        )
+        blocks.append(model.output_head.given(last[:, :, None], conditions.emitted))
+    return float((torch.cat(blocks, dim=2) - case.roll()).abs().max())
+
+
+def few_steps(world: ServingWorld, size: Size) -> list[Row]:
+    """Figure 5's latency: the same number of embeddings in fewer, wider steps."""
+    release, length = world.release(), min(128, size.lengths[-1])
+    plans = {
+        offsets: case_of(release, 1, length, num_steps=TOTAL // offsets, offsets_per_step=offsets)
+        for offsets in OFFSETS
+    }
+    subjects = {str(offsets): case.roll for offsets, case in plans.items()}
+    times = interleaved(subjects, size.rounds)
+    value = ratio(times, "16", "1")
+    told = ", ".join(f"{TOTAL // offsets} x {offsets}: {shown(times[str(offsets)])}" for offsets in OFFSETS)
+    return [
+        Row(
+            f"{TOTAL} embeddings an outcome, batch 1, T = {length}: 6 x 16 / 96 x 1",
+            f"<= {FEW_STEPS_BAR}",
+            f"{shown_ratio(value)} ({told})",
+            value[0] <= FEW_STEPS_BAR,
+            {"ratio": value, "times_ms": times},
+        )
+    ]
+
+
+def cache(world: ServingWorld, size: Size) -> list[Row]:
+    """With a KV cache and without, by length of the history."""
+    rows = []
+    for length in size.lengths:
+        case = case_of(world.release(), 1, length)
+
+        @torch.inference_mode()
+        def uncached(case: Case = case) -> None:
+            rollout_uncached(case.model, case.inputs, case.branches, case.plan)
+
+        subjects = {"cached": case.roll, "uncached": uncached}
+        times = interleaved(subjects, size.long_rounds, warm_up=1)
+        value = ratio(times, "cached", "uncached")
+        has_bar = length == 512
+        rows.append(
+            Row(
+                f"rollout with a KV cache / without, T = {length}, {TOTAL} embeddings an outcome, batch 1",
+                f"<= {CACHE_BAR}" if has_bar else "-",
+                f"{shown_ratio(value)} ({shown(times['cached'])} against {shown(times['uncached'])})",
+                value[0] <= CACHE_BAR if has_bar else None,
+                {"length": length, "ratio": value, "times_ms": times},
+            )
+        )
+    return rows
+
+
+def alternatives(world: ServingWorld, size: Size) -> list[Row]:
+    """Other ways to run the same rollout, against the plain one in float32."""
+    rows, release = [], world.release()
+    for batch in size.batches:
+        length = min(128, size.lengths[-1])
+        cases = {name: case_of(release, batch, length, dtype) for name, dtype in DTYPES.items()}
+        subjects: dict[str, Callable[[], object]] = {f"eager {name}": case.roll for name, case in cases.items()}
+        if size.compile:
+            subjects |= {f"compiled {name}": _compiled(case) for name, case in cases.items()}
+        times = interleaved(subjects, size.rounds)
+        for name in times:
+            value = ratio(times, name, "eager float32")
+            figures = {"batch": batch, "name": name, "ratio": value, "times_ms": times[name]}
+            rows.append(Row(f"rollout, {name} / eager float32, batch {batch}", "-",
+                            f"{shown_ratio(value)} ({median(times[name]):.2f} ms)", None, figures))  # fmt: skip
+    return rows
+
+
+def _compiled(case: Case) -> Callable[[], object]:
+    batch, num_branches = case.branches.outcomes.shape
+    static = StaticRollout(
+        case.model, case.plan, num_branches, case.inputs.content.size(-1), compiled,
+        [batch], [case.inputs.timestamps_ms.size(1)],
+    )  # fmt: skip
+    static.warm_up()
+    return lambda: static(case.inputs, case.branches)
+
+
+if __name__ == "__main__":
+    main()
