@@ -1,9 +1,10 @@
 """Table 1, Figures 4 and 5, ablations, peers: everything that the paper claims about quality, on public logs.
 
-Each run is trained, read and kept under --work; a bench that was stopped goes on where it stopped. The logs are read
-from --datasets (the folders kuairand-pure, retailrocket-mb and amazon-beauty).
+Each run is trained under --work; what it finds is kept under --results, small enough to be committed, and is not made
+again: a bench that was stopped goes on where it stopped, here or on another machine. The logs are read from --datasets
+(the folders kuairand-pure, retailrocket-mb and amazon-beauty). The report shows all that there is of a size.
 
-    python -m benchmarks.quality --size small --datasets DATASETS --work work/quality --report docs/quality
+    python -m benchmarks.quality --size small --datasets DATASETS --work work/quality --report work/quality/report
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,11 @@ from tqdm import tqdm
 from benchmarks.quality import page, speed
 from benchmarks.quality.gathered import Gathered
 from benchmarks.quality.latency import Latency, measure_latency
-from benchmarks.quality.matrix import ALL_GROUPS, HEADLINE, SIZES, VARIANTS, Job, Size, jobs_of
+from benchmarks.quality.matrix import ALL_GROUPS, HEADLINE, SIZES, VARIANTS, Job, Size, base_config, jobs_of
 from benchmarks.quality.recency import older_interest, synthetic_coverage
 from benchmarks.quality.runs import Runner
 from benchmarks.quality.store import RunStore, write_json
-from benchmarks.quality.worlds import base_config, open_world
+from benchmarks.quality.worlds import open_world
 from pinrec_core.errors import PinrecError
 from pinrec_core.eval.report import Provenance
 
@@ -44,30 +46,49 @@ _SPEED_ROUNDS = {"full": 5, "small": 2, "smoke": 1}
 @click.option("--size", "size_name", default="small", show_default=True, type=click.Choice(list(SIZES)))
 @click.option("--datasets", required=True, envvar="PINREC_DATASETS", type=click.Path(exists=True, path_type=Path),
               help="Folder of the public logs; also PINREC_DATASETS.")  # fmt: skip
-@click.option("--work", required=True, type=_FOLDER, help="Runs, and what they were made from.")
+@click.option("--work", required=True, type=_FOLDER, help="Converted logs and models; may be lost.")
+@click.option("--results", type=_FOLDER, help="What runs found, to be kept.  [default: WORK/results]")
 @click.option("--report", "report_dir", type=_FOLDER, help="Folder for the page, its plots and its JSON.")
-@click.option("--only", multiple=True, type=click.Choice(ALL_GROUPS), help="Only these tables; repeatable.")
+@click.option("--only", multiple=True, type=click.Choice(ALL_GROUPS), help="Run only these tables; repeatable.")
+@click.option("--row", "rows", multiple=True, help="Run only rows that begin so; repeatable.")
+@click.option("--seed", "seeds", multiple=True, type=int, help="Run only these seeds; repeatable.")
+@click.option("--report-only", is_flag=True, help="Run nothing.")
 @click.option("--list", "list_only", is_flag=True, help="Say what would be run, and what of it is there.")
 def main(
-    size_name: str, datasets: Path, work: Path, report_dir: Path | None, only: tuple[str, ...], list_only: bool
+    size_name: str,
+    datasets: Path,
+    work: Path,
+    results: Path | None,
+    report_dir: Path | None,
+    only: tuple[str, ...],
+    rows: tuple[str, ...],
+    seeds: tuple[int, ...],
+    report_only: bool,
+    list_only: bool,
 ) -> None:
     """Run what is missing of a size and write its report."""
-    size = SIZES[size_name]
-    if only:
-        size = replace(size, groups=only)
-    store = RunStore(work / "runs")
-    jobs = jobs_of(size)
+    size, results = SIZES[size_name], results or work / "results"
+    store = RunStore(results, work)
+    jobs = [job for job in jobs_of(size) if wanted(job, only, rows, seeds)]
     if list_only:
         show(jobs, store)
         return
-    command = f"python -m benchmarks.quality --size {size_name}" + "".join(f" --only {group}" for group in only)
+    command = f"python -m benchmarks.quality --size {size_name}"
     made_by = asdict(Provenance.here(command))
-    failed = run_jobs(jobs, Runner(datasets, work, store, made_by, progress=True))
-    found, measured = Gathered(store, size), measure_rest(size, datasets, work, failed)
+    groups = () if report_only else only or size.groups
+    failed = [] if report_only else run_jobs(jobs, Runner(datasets, work, store, made_by, progress=True))
+    found = Gathered(store, size)
+    measured = measure_rest(size, groups, datasets, work, results, failed)
     for line in page.text(found, measured):
         click.echo(line)
     if report_dir is not None:
         click.echo(page.write(report_dir, found, measured, command))
+
+
+def wanted(job: Job, groups: tuple[str, ...], rows: tuple[str, ...], seeds: tuple[int, ...]) -> bool:
+    """Whether a job is among those asked for; nothing asked for is everything."""
+    of_group, of_seed = not groups or job.group in groups, not seeds or job.run.seed in seeds
+    return of_group and of_seed and (not rows or job.label.startswith(rows))
 
 
 def show(jobs: list[Job], store: RunStore) -> None:
@@ -92,29 +113,32 @@ def run_jobs(jobs: list[Job], runner: Runner) -> list[str]:
     return list(dict.fromkeys(failed))
 
 
-def measure_rest(size: Size, datasets: Path, work: Path, failed: list[str]) -> page.Measured:
-    """What is no run of the matrix: latency, training speed, recency; kept under `work` too."""
-    latencies: list[Latency] = []
-    speeds: dict[str, Any] = {}
-    coverage: list[dict[str, float]] = []
+def measure_rest(
+    size: Size, groups: tuple[str, ...], datasets: Path, work: Path, results: Path, failed: list[str]
+) -> page.Measured:
+    """What is no run of the matrix: latency, training speed, recency. Of `groups` what is missing is measured."""
+    kept = _Kept(results, groups)
+    latencies = kept.of("figure5", f"latency-{size.name}.json", lambda: _latency(size)) or []
+    speeds = kept.of("speed", f"speed-{size.name}.json", lambda: _speed(size, datasets, work)) or {}
+    coverage = [
+        kept.of("recency", f"synthetic-{size.name}-{seed}.json", partial(_coverage, size, work, seed))
+        for seed in size.seeds
+    ]
     older = None
-    if "figure5" in size.groups:
-        values = _kept(work / f"latency-{size.name}.json", lambda: _latency(size))
-        latencies = [Latency(**{**value, "times_ms": tuple(value["times_ms"])}) for value in values]
-    if "speed" in size.groups:
-        speeds = _kept(work / f"speed-{size.name}.json", lambda: _speed(size, datasets, work))
     if "recency" in size.groups:
-        coverage = [_coverage(size, work, seed) for seed in size.seeds]
         world = open_world(HEADLINE, datasets, work, jobs_of(replace(size, groups=("headline",)))[0].run.limits)
         older = older_interest(world, world.parts.test)
-    return page.Measured(latencies, speeds, coverage, older, tuple(failed))
+    return page.Measured(
+        [Latency(**{**value, "times_ms": tuple(value["times_ms"])}) for value in latencies],
+        speeds,
+        [seed for seed in coverage if seed],
+        older,
+        tuple(failed),
+    )
 
 
 def _coverage(size: Size, work: Path, seed: int) -> dict[str, float]:
-    def make() -> dict[str, float]:
-        return synthetic_coverage(work / "synthetic", VARIANTS, seed, size.steering_steps)
-
-    return dict(_kept(work / f"synthetic-{size.name}-{seed}.json", make))
+    return synthetic_coverage(work / "synthetic", VARIANTS, seed, size.steering_steps)
 
 
 def _latency(size: Size) -> list[dict[str, Any]]:
@@ -130,16 +154,25 @@ def _speed(size: Size, datasets: Path, work: Path) -> dict[str, Any]:
         return {}
 
 
-def _kept(path: Path, make: Callable[[], Any]) -> Any:
-    """The JSON of `path`, made if it is not there or empty."""
-    values = json.loads(path.read_text()) if path.exists() else None
-    if not values:
+@dataclass(frozen=True)
+class _Kept:
+    """JSON files of measurements; those of `groups` are made where they are not there or empty."""
+
+    folder: Path
+    groups: tuple[str, ...]
+
+    def of(self, group: str, name: str, make: Callable[[], Any]) -> Any:
+        """The file's values; None if there is none and its group was not asked for."""
+        path = self.folder / name
+        values = json.loads(path.read_text()) if path.exists() else None
+        if values or group not in self.groups:
+            return values
         started = time.monotonic()
         values = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, values)
         click.echo(f"{path.name}: {time.monotonic() - started:.0f} s")
-    return values
+        return values
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pinrec_core.eval.sections import Arm
 
 
 class Gathered:
-    """Looks up arms by table, row and reading; a row with a missing seed is no arm."""
+    """Looks up arms by table, row and reading; an arm has the seeds that are there."""
 
     def __init__(self, store: RunStore, size: Size) -> None:
         self.size = size
@@ -27,9 +27,9 @@ class Gathered:
         return [job for job in self._jobs if job.group == group and job.label == label]
 
     def arm(self, group: str, label: str, reading: Reading, name: str = "") -> Arm | None:
-        """The results of all seeds, None if any is missing; `name` = what the report calls it."""
-        jobs = self.jobs(group, label)
-        if not jobs or not all(self._store.has(job.run, reading) for job in jobs):
+        """The results of the seeds that are there, None without any; `name` = what the report calls it."""
+        jobs = [job for job in self.jobs(group, label) if self._store.has(job.run, reading)]
+        if not jobs:
             return None
         return Arm(name or label, tuple(self._store.load(job.run, reading) for job in jobs))
 
@@ -45,6 +45,14 @@ class Gathered:
     def made_by(self, job: Job) -> str:
         """The commit that made a run, empty if it is not there."""
         return str(self._store.made_by(job.run).get("commit", ""))
+
+    def missing(self) -> dict[tuple[str, str], list[int]]:
+        """Seeds that lack a reading, by table and row: in the matrix's order, rows that lack nothing left out."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for job in self._jobs:
+            if not all(self._store.has(job.run, reading) for reading in job.readings):
+                found.setdefault((job.group, job.label), []).append(job.run.seed)
+        return found
 
     def all_jobs(self) -> list[Job]:
         """One for each run, in order."""

@@ -10,7 +10,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias
+
+from pinrec_core.tables import read_toml
 
 Scalar: TypeAlias = str | int | float | bool
 Settings: TypeAlias = tuple[tuple[str, Scalar], ...]
@@ -64,7 +68,7 @@ class Run:
     settings: Settings = ()
     """Dotted configuration keys and their values, sorted; what differs from the world's base configuration."""
     limits: Settings = ()
-    """Of the size: steps, users; a smaller bench never passes for a larger one."""
+    """Of the size: steps, users; a smaller bench never passes for a larger one. And which base configuration it was."""
 
     @property
     def key(self) -> str:
@@ -177,6 +181,11 @@ _FIGURE5: Mapping[str, Scalar] = {
 }  # fmt: skip
 
 
+def base_config(world: str) -> Path:
+    """The configuration that every run on a world starts from."""
+    return Path(__file__).with_name("beauty.toml" if world.startswith("beauty") else "kuairand.toml")
+
+
 def jobs_of(size: Size) -> list[Job]:
     """Everything that a size runs, in order."""
     builders = {
@@ -195,6 +204,7 @@ def _run(size: Size, world: str, model: str, seed: int, settings: Mapping[str, S
         "max_train_users": size.max_train_users,
         "max_test_users": size.max_test_users,
         "max_steps": size.max_steps,
+        "base": _base_digest(world),
     }
     if model.startswith("rectools/"):
         limits["peer_epochs"] = size.peer_epochs
@@ -265,6 +275,12 @@ def _ablations(size: Size) -> list[Job]:
         read = replace(reading, **changed)
         jobs += [Job("ablations", label, _run(size, HEADLINE, "mt_oc", seed), (read,)) for seed in size.seeds]
     return jobs
+
+
+@cache
+def _base_digest(world: str) -> str:
+    """Another base configuration makes other runs; its comments do not."""
+    return _digest(read_toml(base_config(world), "config file"))
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -221,21 +221,23 @@ def training_speed(speed: Mapping[str, Any]) -> Section | None:
 
 
 def runs(found: Gathered, failed: tuple[str, ...]) -> Section | None:
-    """What each run took and which commit made it; what could not be run."""
-    rows = []
+    """Which commit made each run, and what is not run yet."""
+    rows: list[tuple[Cell, ...]] = []
     for job in found.all_jobs():
         notes = found.notes(job)
-        seconds = notes.get("train_seconds", notes.get("fit_seconds"))
-        if seconds is not None:
+        steps = notes.get("steps", notes.get("epochs"))
+        if notes:
             settings = ", ".join(f"{key}={value}" for key, value in job.run.settings)
-            steps = notes.get("steps", notes.get("epochs"))
-            rows.append((job.run.world, job.run.model, settings, job.run.seed, f"{float(str(seconds)):.0f}",
-                         str(steps or ""), found.made_by(job), job.run.key))  # fmt: skip
+            rows.append((job.run.world, job.run.model, settings, job.run.seed, str(steps or ""),
+                         found.made_by(job), job.run.key))  # fmt: skip
+    missing = tuple((*row, ", ".join(map(str, seeds))) for row, seeds in found.missing().items())
     if not rows:
         return None
-    header = ("world", "model", "changed", "seed", "training, s", "steps or epochs", "commit", "key")
+    tables = [Table("", ("world", "model", "changed", "seed", "steps or epochs", "commit", "key"), tuple(rows))]
+    if missing:
+        tables.append(Table("Not run, or not read in every way, yet", ("table", "row", "seeds"), missing))
     note = "" if not failed else "Not run: " + "; ".join(failed)
-    return Facts("Runs", (Table("", header, tuple(rows)),), note)
+    return Facts("Runs", tuple(tables), note)
 
 
 def text(found: Gathered, measured: Measured) -> list[str]:

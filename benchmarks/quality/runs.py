@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.quality import peers
-from benchmarks.quality.matrix import Job, Reading, Run
+from benchmarks.quality.matrix import Job, Reading, Run, base_config
 from benchmarks.quality.store import RunStore
-from benchmarks.quality.worlds import World, base_config, open_world, training_config
+from benchmarks.quality.worlds import World, open_world, training_config
 from pinrec_core.config import Config, load_config
 from pinrec_core.eval import baselines, evaluate
 from pinrec_core.eval.baselines.config import BaselineConfig
@@ -40,8 +40,10 @@ from pinrec_core.train.checkpoint import load_checkpoint
 from pinrec_core.train.loop import train
 
 _STEPS_SCALE = "scale.steps"
-_VALIDATION_USERS = 500
-"""Held-out users whose recall decides which weights of a run are kept."""
+_VALIDATION_TARGETS = 4_000
+"""Targets of the held-out users whose recall decides which weights of a run are kept."""
+_PEER_VALIDATION_USERS = 1_000
+"""Training users whose last event decides which weights of a peer are kept; a loss varies less than a recall."""
 _LEAST_HISTORY = 8
 """Engagements left before the targets where a reading wants more of these than the protocol holds out."""
 _PEER_DEPTH = 200
@@ -76,7 +78,7 @@ class Runner:
 
     def _pinrec(self, run: Run, readings: list[Reading], world: World, folder: Path) -> None:
         model_folder = folder / "model"
-        if "train_seconds" not in self._store.notes(run):
+        if not self._is_trained(run, model_folder):
             self._train_pinrec(run, world, model_folder)
         for reading in readings:
             model, _, _ = load_checkpoint(model_folder)
@@ -86,19 +88,24 @@ class Runner:
                 beside |= mean_ndcg(scorer, world, reading)
             self._store.save(run, reading, results, beside)
 
+    def _is_trained(self, run: Run, folder: Path) -> bool:
+        """Whether the model is here: results may have come without it."""
+        goes_on = (folder / "last.safetensors").exists()
+        return "steps" in self._store.notes(run) and (folder / "model.safetensors").exists() and not goes_on
+
     def _train_pinrec(self, run: Run, world: World, folder: Path) -> None:
         """Go on from a checkpoint if there is one; which weights are kept is decided by validation users."""
         config = pinrec_config(run)
-        users = world.parts.validation[:_VALIDATION_USERS]
+        users = validation_users(world)
         reading = Reading(num_targets=max(len(user.targets) for user in users))
 
         def validate(model: PinRec) -> Mapping[str, float]:
             return read_pinrec(model, replace(world, parts=replace(world.parts, test=users)), reading)[0].summary()
 
+        started = time.process_time()
         done = train(config, world.training, folder, validate, self._progress, (folder / "last.safetensors").exists())
         self._store.note(run, {
-            "train_seconds": done.seconds,
-            "examples_per_second": done.steps * config.train.batch_size / done.seconds,
+            "cpu_seconds": time.process_time() - started,
             "steps": done.steps,
             "best_step": done.best_step,
             "stopped_by": done.stopped_by,
@@ -110,15 +117,16 @@ class Runner:
 
     def _baseline(self, run: Run, readings: list[Reading], world: World, folder: Path) -> None:
         model = baselines.ALL[run.model](baseline_config(run, world))
-        users = world.parts.validation[:_VALIDATION_USERS]
+        users = validation_users(world)
+        reading = Reading(num_targets=max(len(user.targets) for user in users))
 
         def validate(_: Scorer) -> float:
             # The scorer that is given reads what was trained on, where the held-out users are not.
-            return read_scorer(model.scorer(world.dataset), world, users, Reading()).summary()["target_recall"]
+            return read_scorer(model.scorer(world.dataset), world, users, reading).summary()["target_recall"]
 
-        started = time.monotonic()
+        started = time.process_time()
         model.fit(world.training, world.parts.train_rows, None, self._progress, validate)
-        self._store.note(run, {"train_seconds": time.monotonic() - started})
+        self._store.note(run, {"cpu_seconds": time.process_time() - started})
         scorer = model.scorer(world.dataset)
         for reading in readings:
             results = read_scorer(scorer, world, world.parts.test, reading, self._progress)
@@ -186,7 +194,7 @@ def peer_plan(run: Run, depth: int = _PEER_DEPTH) -> dict[str, Any]:
         "seed": run.seed,
         "epochs": int(limits["peer_epochs"]),
         "patience": int(settings.get("peer.patience", _PEER_PATIENCE)),
-        "validation_users": _VALIDATION_USERS,
+        "validation_users": _PEER_VALIDATION_USERS,
         "depth": depth,
         "n_blocks": like.model.num_layers,
         "n_heads": like.model.num_heads,
@@ -198,6 +206,12 @@ def peer_plan(run: Run, depth: int = _PEER_DEPTH) -> dict[str, Any]:
         "n_negatives": int(settings.get("peer.n_negatives", 0)),
         "threads": int(settings.get("peer.threads", 0)),
     }
+
+
+def validation_users(world: World) -> list[HeldOut]:
+    """As many held-out users as have `_VALIDATION_TARGETS` targets."""
+    users = world.parts.validation
+    return users[: -(-_VALIDATION_TARGETS // max(len(user.targets) for user in users))]
 
 
 def read_scorer(

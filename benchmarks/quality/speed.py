@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality import peers
-from benchmarks.quality.matrix import HEADLINE, Run
+from benchmarks.quality.matrix import HEADLINE, Run, base_config
 from benchmarks.quality.worlds import World, open_world
 
 NEGATIVES, BATCH, EPOCHS = 128, 128, 2
@@ -62,7 +62,6 @@ def _summary(results: Mapping[str, list[dict[str, float]]], plan: Mapping[str, A
 
 
 def _width() -> int:
-    from benchmarks.quality.worlds import base_config
     from pinrec_core.config import load_config
 
     return load_config(base_config(HEADLINE)).model.hidden_dim

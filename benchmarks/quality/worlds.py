@@ -31,7 +31,6 @@ from pinrec_core.eval.protocols import (
 from pinrec_core.release import ItemTable
 from pinrec_core.schema import ItemType
 
-HERE = Path(__file__).parent
 SPLIT_SEED = 0
 """Users are split once; the seeds of a table train anew on the same split, so that intervals pair users."""
 _TRAINED_SHARE = 0.8
@@ -86,15 +85,10 @@ def open_world(name: str, datasets: Path, work: Path, limits: matrix.Settings = 
     `limits` may hold `max_train_users` and `max_test_users`: users drawn at random, the same each time.
     """
     folder = _converted(name, datasets, work)
-    config = load_config(base_config(name))
+    config = load_config(matrix.base_config(name))
     dataset = with_events_only(open_dataset(folder, config))
     parts = _parts(name, dataset)
     return World(dataset, _limited(parts, dict(limits), dataset.histories), folder)
-
-
-def base_config(name: str) -> Path:
-    """The configuration that every run on a world starts from."""
-    return HERE / ("beauty.toml" if name.startswith("beauty") else "kuairand.toml")
 
 
 def training_config(config: Config) -> Config:

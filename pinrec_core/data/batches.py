@@ -4,7 +4,7 @@ A training sequence has serving's form: the start token, then at most `max_posit
 them, so that every logged query makes the prefix that a search request makes. A longer history gives one random run of
 events a visit. Such a run, where it does not begin at the user's first event, leaves position 0 out: what follows the
 start token alone is trained as cold start only. Serving cuts histories the same way, so the start token learns to stand
-before a cut history too.
+before a cut history too. Users with histories of like length share a batch, which spares most of the padding.
 With several training processes each takes a shard of the users: all draw the whole batch's random numbers, targets and
 candidates, which are cheap, and look up contents only for their own users and their own part of the candidates.
 Letters: B batch, T events, R rows (a position with what it is conditioned on), W window, C candidates (distinct
@@ -33,6 +33,8 @@ from pinrec_core.schema import UNKNOWN_CODE, ItemType
 
 _EPOCH_STREAM, _STEP_STREAM = 0, 1
 """Keep the random numbers of an epoch's order and of a step apart."""
+_BATCHES_SORTED = 16
+"""Batches whose users are sorted by length together; few enough that batches stay random."""
 
 
 class Shard(NamedTuple):
@@ -136,6 +138,7 @@ class BatchStream:
         self._plan = TargetPlan.of(config)
         self._longest = config.max_positions - 1
         self._users = user_rows
+        self._lengths = np.minimum(np.diff(dataset.histories.offsets), self._longest)
         self._pins = dataset.items.ids[dataset.items.types == ItemType.PIN]
         if not len(self._users):
             raise InvalidData(
@@ -185,9 +188,22 @@ class BatchStream:
     def _user_at(self, place: int) -> int:
         epoch, within = divmod(place, len(self._users))
         if self._order[0] != epoch:
-            rng = np.random.default_rng([self._train.seed, _EPOCH_STREAM, epoch])
-            self._order = (epoch, rng.permutation(self._users))
+            self._order = (epoch, self._order_of(epoch))
         return int(self._order[1][within])
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        """An epoch's users: shuffled, then like lengths together and their batches shuffled, block by block."""
+        rng = np.random.default_rng([self._train.seed, _EPOCH_STREAM, epoch])
+        order, size = rng.permutation(self._users), self._train.batch_size
+        begun = min(len(order), -epoch * len(order) % size)  # these end the batch that the epoch before began
+        parts = [order[:begun]]
+        for start in range(begun, len(order), _BATCHES_SORTED * size):
+            block = order[start : start + _BATCHES_SORTED * size]
+            block = block[np.argsort(self._lengths[block], kind="stable")]
+            whole = len(block) // size
+            parts += [block[at * size : (at + 1) * size] for at in rng.permutation(whole)]
+            parts.append(block[whole * size :])  # of the epoch's last block: the begin of a batch
+        return np.concatenate(parts)
 
     def _chunk(self, user: int, rng: np.random.Generator) -> tuple[int, int, bool]:
         """Event range of a user's sequence, and whether it begins at the first event."""

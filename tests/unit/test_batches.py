@@ -161,6 +161,16 @@ def test_every_epoch_visits_every_user_once():
     assert len(set(orders)) > 1
 
 
+def test_users_of_like_length_share_a_batch_in_every_epoch():
+    users = [[(BIG + i, SAVE) for i in range(1 + row % 4)] for row in range(30)]  # not a multiple of the batch
+    stream = stream_of(*users, batch_size=4)
+    steps = range(30)  # four epochs
+    spread = [np.ptp(stream.batch(step).inputs.lengths.numpy()) for step in steps]
+    assert np.mean(spread) < 1  # at random: 2 and more
+    firsts = [int(stream.batch(step).inputs.lengths[0]) for step in steps]
+    assert firsts != sorted(firsts)  # batches are shuffled
+
+
 def test_action_dropout_masks_inputs_but_not_targets():
     batch = stream_of(*TWO_USERS, action_dropout=1.0).batch(0)
     assert not batch.inputs.actions.any()

@@ -1,7 +1,7 @@
 """The bench of the paper's claims: its matrix, its store, peers' ranks, verdicts and page, on planted results."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.quality import claims, matrix, page, peers
+from benchmarks.quality.__main__ import wanted
 from benchmarks.quality.gathered import Gathered, headline, many
 from benchmarks.quality.latency import TOTALS, Latency
 from benchmarks.quality.matrix import (
@@ -158,12 +159,16 @@ def results_of(hits, outcomes=None, users=None, unique=0.5, surfaces=("tab_1",))
 
 
 def test_a_reading_comes_back_as_it_was_saved(tmp_path):
-    store, run, reading = RunStore(tmp_path), Run(HEADLINE, "oc", 0), Reading()
+    store, run, reading = RunStore(tmp_path / "results", tmp_path / "work"), Run(HEADLINE, "oc", 0), Reading()
     store.open(run, {"commit": "abc"})
     assert not store.has(run, reading)
-    store.save(run, reading, results_of([[True, False], [False, False]]), {"compression_ratio": 2.0})
+    saved = results_of([[True, False, True], [False, False, False]])
+    store.save(run, reading, saved, {"compression_ratio": 2.0})
     found = store.load(run, reading)
-    assert found.any_hit.tolist() == [1.0, 0.0]
+    for one in fields(UserResults):
+        value, again = getattr(saved, one.name), getattr(found, one.name)
+        assert np.array_equal(value, again)
+        assert not isinstance(value, np.ndarray) or value.dtype.kind == again.dtype.kind
     assert store.has(run, reading)
     assert not store.has(run, replace(reading, k=20))
     noted = store.notes(run)[f"reading {reading.key}"]
@@ -173,17 +178,56 @@ def test_a_reading_comes_back_as_it_was_saved(tmp_path):
     assert store.made_by(run)["commit"] == "abc"  # who began a run made it
 
 
+def test_results_alone_are_enough_to_go_on_and_readings_share_their_users(tmp_path):
+    run, readings = Run(HEADLINE, "oc", 0), (Reading(), Reading(k=20))
+    store = RunStore(tmp_path / "results", tmp_path / "work")
+    store.open(run, {"commit": "abc"})
+    rng = np.random.default_rng(0)
+    for reading in readings:
+        store.save(run, reading, results_of(rng.random((NUM_USERS, 8)) < 0.2), {})
+    assert len(list((tmp_path / "results" / "users").iterdir())) == 1
+    size = (tmp_path / "results" / run.key / f"{readings[0].key}.npz").stat().st_size
+    assert size < 2 * NUM_USERS * 8 / 8 + 1_500  # a bit a target, and the overhead of the file
+    elsewhere = RunStore(tmp_path / "results", tmp_path / "other-work")
+    assert all(elsewhere.has(run, reading) for reading in readings)
+    elsewhere.open(run, {"commit": "def"})
+    assert elsewhere.made_by(run) == {"commit": "abc"}
+
+
+def test_another_base_configuration_makes_other_runs(monkeypatch, tmp_path):
+    size = replace(SIZES["smoke"], groups=("headline",), models=("oc",))
+    (before,) = jobs_of(size)
+    changed = tmp_path / "kuairand.toml"
+    changed.write_text(matrix.base_config(HEADLINE).read_text() + "# another comment\n")
+    monkeypatch.setattr(matrix, "base_config", lambda world: changed)
+    matrix._base_digest.cache_clear()
+    assert jobs_of(size)[0].run.key == before.run.key
+    changed.write_text(changed.read_text().replace("num_layers = 2", "num_layers = 3"))
+    matrix._base_digest.cache_clear()
+    assert jobs_of(size)[0].run.key != before.run.key
+    matrix._base_digest.cache_clear()
+
+
+def test_jobs_are_chosen_by_table_row_and_seed():
+    jobs = jobs_of(SIZES["full"])
+    chosen = [job for job in jobs if wanted(job, ("headline", "beauty"), ("uc", "mt_oc"), (1,))]
+    assert {(job.group, job.label, job.run.seed) for job in chosen} == {
+        ("headline", "uc", 1), ("headline", "mt_oc", 1), ("beauty", "uc, ties as stored", 1)
+    }  # fmt: skip
+    assert all(wanted(job, (), (), ()) for job in jobs)
+
+
 def test_a_job_that_is_there_is_not_run_again(tmp_path):
     size = replace(SIZES["smoke"], groups=("headline",), models=("popularity",))
     (job,) = jobs_of(size)
-    store = RunStore(tmp_path)
+    store = RunStore(tmp_path, tmp_path)
     store.open(job.run, {})
     for reading in job.readings:
         store.save(job.run, reading, results_of([[True]]), {})
     nowhere = tmp_path / "no-such-folder"
     Runner(nowhere, nowhere, store, {}, progress=False).run(job)  # would fail if it opened the world
     with pytest.raises(Exception, match="no-such-folder"):
-        Runner(nowhere, nowhere, RunStore(tmp_path / "empty"), {}, progress=False).run(job)
+        Runner(nowhere, nowhere, RunStore(tmp_path / "empty", tmp_path), {}, progress=False).run(job)
 
 
 # --- worlds
@@ -314,12 +358,12 @@ def planted(tmp_path, monkeypatch):
         ablations=("ID embedding off",),
         models=(*VARIANTS, "pinnerformer", "rectools/sasrec"),
     )
-    store = RunStore(tmp_path / "runs")
+    store = RunStore(tmp_path / "results", tmp_path)
     chance = {"mt_oc": 0.30, "oc": 0.2}
     outcomes = np.tile(np.arange(3), NUM_USERS)
     for job in jobs_of(size):
         store.open(job.run, {"commit": "abc"})
-        store.note(job.run, {"train_seconds": 3.0, "steps": 7})
+        store.note(job.run, {"steps": 7})
         for reading in job.readings:
             rng = np.random.default_rng([job.run.seed, len(reading.key)])
             hits = rng.random((NUM_USERS, 3)) < chance.get(job.run.model, 0.1) / (2 if job.run.settings else 1)
@@ -332,13 +376,30 @@ def planted(tmp_path, monkeypatch):
 
 
 def test_nothing_measured_gives_no_verdict(tmp_path):
-    found = Gathered(RunStore(tmp_path), SIZES["full"])
+    found = Gathered(RunStore(tmp_path, tmp_path), SIZES["full"])
     assert {claim.holds for claim in claims.judge(found, [], {}, None)} == {None}
+
+
+def test_an_arm_has_the_seeds_that_are_there_and_the_page_names_the_others(tmp_path):
+    size = replace(SIZES["full"], seeds=(0, 1, 2), groups=("headline",), models=("uc", "popularity"))
+    store = RunStore(tmp_path, tmp_path)
+    for job in jobs_of(size):
+        if job.run.model == "uc" and job.run.seed < 2:
+            store.open(job.run, {})
+            store.note(job.run, {"steps": 7})
+            for reading in job.readings:
+                store.save(job.run, reading, results_of([[True]] * 4), {})
+    found = Gathered(store, size)
+    assert len(found.arm("headline", "uc", headline(HEADLINE)).results) == 2
+    assert found.arm("headline", "popularity", headline(HEADLINE)) is None
+    assert found.missing() == {("headline", "uc"): [2], ("headline", "popularity"): [0, 1, 2]}
+    last = page.runs(found, ()).tables()[-1]
+    assert last.rows == (("headline", "uc", "2"), ("headline", "popularity", "0, 1, 2"))
 
 
 def test_a_ratio_over_nothing_is_no_verdict(tmp_path):
     size = replace(SIZES["full"], seeds=(0,), groups=("headline",), models=("uc", "mt_oc"))
-    store = RunStore(tmp_path)
+    store = RunStore(tmp_path, tmp_path)
     for job in jobs_of(size):
         store.open(job.run, {})
         store.save(job.run, headline(HEADLINE), results_of([[job.run.model == "mt_oc"]] * 4), {})

@@ -22,7 +22,7 @@ from pinrec_core.train.checkpoint import (
     load_run_config,
     write_json,
 )
-from pinrec_core.train.loop import learning_rate, train
+from pinrec_core.train.loop import learning_rate, product_precision, train
 
 NUM_ITEMS, NUM_USERS, LENGTH = 24, 40, 10
 
@@ -234,3 +234,17 @@ def test_learning_rate_warms_up_and_follows_a_cosine():
     config = TrainConfig(learning_rate=1.0, warmup_steps=4, max_steps=104)
     found = [learning_rate(config, step) for step in (0, 1, 3, 4, 54, 104, 200)]
     assert found == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.05 + 0.95 * 0.5, 0.05, 0.05])
+
+
+def test_bfloat16_products_train_alike_and_leave_the_process_as_it_was(dataset, tmp_path):
+    before = torch.get_float32_matmul_precision()
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        folder = tmp_path / precision
+        train(config_of(precision=precision), dataset, folder, recall(0.5), progress=False)
+        losses.append(json.loads((folder / "metrics.json").read_text())["validations"][-1]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert torch.get_float32_matmul_precision() == before
+    with product_precision("medium"):
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() == before
