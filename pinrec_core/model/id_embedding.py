@@ -1,13 +1,12 @@
 """Learned ID embedding: k hashes of an item id into a large table, then an MLP (paper, sections 4.1 and 4.4.2).
 
 Training holds the table as a parameter. A release holds the MLP and the hashing as a TorchScript module and the table
-as separate row-range shards (FP16), memory-mapped, so that every process of a host shares one copy; the module takes
-them as an input. Letters: n items, k hashes, R rows a hash, E width of a row, D_id output.
+as separate row-range shards (`id_tables.py`), memory-mapped, so that every process of a host shares one copy; the
+module takes them as an input. Letters: n items, k hashes, R rows a hash, E width of a row, D_id output.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,12 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pinrec_core.config import ModelConfig
-from pinrec_core.errors import InvalidRelease
 from pinrec_core.messages import EmbedItemsInput, IdEmbeddings
+from pinrec_core.model.id_tables import Codes, decode_rows, gather_rows, open_shards, write_tables
 from pinrec_core.model.mlp import mlp
 from pinrec_core.release import Release
-
-_SHARD_FILE = "shard-{:05d}.f16"
 
 
 def hash_rows(item_ids: Tensor, num_hashes: int, rows_per_hash: int) -> Tensor:
@@ -39,18 +36,6 @@ def hash_rows(item_ids: Tensor, num_hashes: int, rows_per_hash: int) -> Tensor:
     x = x ^ ((x >> 31) & 0x1FFFFFFFF)
     bucket = (x & 0x7FFFFFFFFFFFFFFF) % rows_per_hash
     return bucket + torch.arange(num_hashes, dtype=torch.int64, device=item_ids.device) * rows_per_hash
-
-
-def gather_rows(rows: Tensor, shards: list[Tensor], rows_per_shard: int) -> Tensor:
-    """Rows of a table that is cut into row-range shards: int64 [m] -> [m, E]."""
-    if len(shards) == 1:
-        return shards[0].index_select(0, rows)
-    out = torch.empty([rows.size(0), shards[0].size(1)], dtype=shards[0].dtype)
-    for index, shard in enumerate(shards):
-        here = torch.nonzero(torch.div(rows, rows_per_shard, rounding_mode="floor") == index).squeeze(1)
-        if here.numel() > 0:
-            out.index_copy_(0, here, shard.index_select(0, rows.index_select(0, here) - index * rows_per_shard))
-    return out
 
 
 class HashIdEmbedding(nn.Module):
@@ -82,42 +67,17 @@ class ServedIdEmbedding(nn.Module):
         self.mlp = trained.mlp
 
     def forward(self, item_ids: Tensor, shards: list[Tensor], rows_per_shard: int) -> Tensor:
-        """Int64 [n], FP16 shards [rows_per_shard, E] -> float32 [n, D_id]."""
+        """Int64 [n], shards of `open_shards` -> float32 [n, D_id]."""
         rows = hash_rows(item_ids, self.num_hashes, self.rows_per_hash)  # [n, k]
-        picked = gather_rows(rows.reshape(-1), shards, rows_per_shard)  # [n k, E]
-        return self.mlp(picked.to(torch.float32).reshape(item_ids.size(0), -1))  # type: ignore[no-any-return]
+        picked = decode_rows(gather_rows(rows.reshape(-1), shards, rows_per_shard))  # [n k, E]
+        return self.mlp(picked.reshape(item_ids.size(0), -1))  # type: ignore[no-any-return]
 
 
-def export_id_embedding(trained: HashIdEmbedding, folder: Path, num_shards: int = 1) -> None:
+def export_id_embedding(trained: HashIdEmbedding, folder: Path, num_shards: int = 1, codes: Codes = "fp16") -> None:
     """Write `id_embedding.pt` and `id_tables/` of a release."""
     torch.jit.script(ServedIdEmbedding(trained).eval()).save(str(folder / "id_embedding.pt"))
-    table = trained.table.weight.detach().to(torch.float16).cpu().numpy()  # [k R, E]
-    rows_per_shard = -(-len(table) // num_shards)
-    tables = folder / "id_tables"
-    tables.mkdir()
-    for index in range(num_shards):
-        table[index * rows_per_shard : (index + 1) * rows_per_shard].tofile(tables / _SHARD_FILE.format(index))
-    shape = {"rows": len(table), "rows_per_shard": rows_per_shard, "row_dim": table.shape[1], "num_shards": num_shards}
-    (tables / "tables.json").write_text(json.dumps(shape))
-
-
-def open_shards(folder: Path) -> tuple[list[Tensor], int]:
-    """Memory-map `id_tables/` read-only. Returns FP16 shards and rows a shard. Raises InvalidRelease.
-
-    `torch.from_file` would create a missing file full of zeros, so existence and size are checked first; `shared=False`
-    keeps the mapping private (the pages are still shared until written, and nothing writes them).
-    """
-    shape = json.loads((folder / "tables.json").read_text())
-    shards = []
-    for index in range(shape["num_shards"]):
-        path = folder / _SHARD_FILE.format(index)
-        rows = min(shape["rows_per_shard"], shape["rows"] - index * shape["rows_per_shard"])
-        size = rows * shape["row_dim"]
-        if not path.is_file() or path.stat().st_size != 2 * size:
-            raise InvalidRelease(f"id_tables/{path.name} is missing or not {2 * size} bytes")
-        flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.float16)
-        shards.append(flat.reshape(rows, shape["row_dim"]))
-    return shards, shape["rows_per_shard"]
+    table = trained.table.weight.detach().float().cpu().numpy()  # [k R, E]
+    write_tables(table, folder / "id_tables", num_shards, codes)
 
 
 class IdEmbedder:
