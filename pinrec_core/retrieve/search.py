@@ -70,9 +70,9 @@ class Retriever:
         self._overfetch_factor = overfetch_factor
 
     @classmethod
-    def open(cls, release: Release, num_threads: int = 0) -> Retriever:
-        """Open a release's index and popular lists. num_threads: Faiss's, 0 = OpenMP's own. Raises InvalidRelease."""
-        index = LiveIndex(open_index(release.path / "index", num_threads))
+    def open(cls, release: Release, num_threads: int = 0, device: str = "cpu") -> Retriever:
+        """Open a release's index and popular lists; options as `open_index`. Raises InvalidRelease, InvalidConfig."""
+        index = LiveIndex(open_index(release.path / "index", num_threads, device))
         dim = release.config.model.embedding_dim
         if index.dim != dim:
             raise InvalidRelease(f"index: vectors have {index.dim} dimensions; model.embedding_dim: {dim}")
