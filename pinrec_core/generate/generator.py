@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pinrec_core.config import GenerateConfig
+from pinrec_core.errors import InvalidConfig
 from pinrec_core.generate.compress import allocate_to_embeddings, compress
 from pinrec_core.generate.rollout import Branches, rollout
+from pinrec_core.generate.static_rollout import GraphRecorder, MakeProgram, StaticRollout, compiled
 from pinrec_core.messages import Generated, GenerateInput
-from pinrec_core.model.inputs import collate
+from pinrec_core.model.inputs import SequenceInputs, collate
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import Release
 from pinrec_core.schema import Vocabulary
+
+ENGINES = ("auto", "eager", "compiled", "graphs")
+
+RollOut = Callable[[SequenceInputs, Branches], torch.Tensor]
+"""[B, A, M, D] of a batch."""
 
 
 class Generator:
     """Rolls out a batch in one go, then compresses and allocates each request on its own."""
 
-    def __init__(self, model: PinRec, vocabulary: Vocabulary, device: str = "cpu") -> None:
+    def __init__(
+        self, model: PinRec, vocabulary: Vocabulary, device: str = "cpu", roll_out: RollOut | None = None
+    ) -> None:
+        """`roll_out`: how `model` is rolled out, already on the device; None = plainly, call by call."""
         self._device = torch.device(device)
-        # INT8 content is dequantized to FP16 on a GPU (section 4.4.1); a CPU has no fast half precision.
-        self._dtype = torch.float16 if self._device.type == "cuda" else torch.float32
+        self._dtype = dtype_on(self._device)
         self._model = model.eval().to(self._device, self._dtype)
         self._plan = model.config.generate
+        self._roll_out = roll_out or partial(rollout, self._model, plan=self._plan)
         self._action_of_outcome = torch.from_numpy(vocabulary.action_of_outcome.astype(np.int64)).to(self._device)
 
     @classmethod
-    def open(cls, release: Release, device: str = "cpu") -> Generator:
-        """Load the decoder of a release. Raises InvalidRelease if its weights are damaged or do not fit its sizes."""
-        return cls(PinRec.open(release), release.vocabulary, device)
+    def open(cls, release: Release, device: str = "cpu", engine: str = "auto") -> Generator:
+        """Load the decoder of a release, and make every program that it will run.
+
+        engine: `eager` call by call; `graphs` recorded as CUDA graphs (a GPU's default); `compiled` for fixed shapes by
+        torch.compile; `auto` = graphs on a GPU, eager on a CPU. Raises InvalidRelease if the weights are damaged or do
+        not fit their sizes, InvalidConfig for an engine that there is not, or not on this device.
+        """
+        where = torch.device(device)
+        model = PinRec.open(release).to(where, dtype_on(where))
+        make_program = program_maker(engine, where)
+        if make_program is None:
+            return cls(model, release.vocabulary, device)
+        num_outcomes = len(release.vocabulary.outcomes)
+        static = StaticRollout(model, model.config.generate, num_outcomes, release.content_dim, make_program)
+        static.warm_up()
+        return cls(model, release.vocabulary, device, static)
 
     def run(self, batch: Sequence[GenerateInput]) -> list[Generated]:
         """One rollout for all requests; an outcome with count 0 gets no branch."""
@@ -54,8 +78,24 @@ class Generator:
             request_time_ms=torch.tensor([request.request_time_ms for request in batch], device=self._device),
         )
         inputs = collate(batch, [request.sequence_length for request in batch]).to(self._device, self._dtype)
-        embeddings: NDArray[np.float32] = rollout(self._model, inputs, branches, self._plan).float().cpu().numpy()
+        embeddings: NDArray[np.float32] = self._roll_out(inputs, branches).float().cpu().numpy()
         return embeddings
+
+
+def dtype_on(device: torch.device) -> torch.dtype:
+    """INT8 content is dequantized to FP16 on a GPU (section 4.4.1), and so is the rest; a CPU computes in FP32."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def program_maker(engine: str, device: torch.device) -> MakeProgram | None:
+    """What an engine makes of a program; None = no programs. Raises InvalidConfig."""
+    on_gpu = device.type == "cuda"
+    allowed = ENGINES if on_gpu else tuple(name for name in ENGINES if name != "graphs")
+    if engine not in allowed:
+        raise InvalidConfig(f"the decoder's engine has value {engine!r}; allowed on {device}: {', '.join(allowed)}")
+    if engine == "compiled":
+        return compiled
+    return GraphRecorder() if on_gpu and engine in ("auto", "graphs") else None
 
 
 def select(

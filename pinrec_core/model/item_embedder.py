@@ -32,5 +32,5 @@ class ItemEmbedder(nn.Module):
         used = ((content, self.use_content), (id_emb, self.use_ids))
         pins = self.pin(torch.cat([part for part, is_used in used if is_used], dim=-1))
         queries = self.search_query(content)
-        is_query = (item_types == ItemType.SEARCH_QUERY).unsqueeze(-1)
+        is_query = (item_types == int(ItemType.SEARCH_QUERY)).unsqueeze(-1)
         return l2_normalize(torch.where(is_query, queries, pins))

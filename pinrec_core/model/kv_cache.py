@@ -6,16 +6,20 @@ Which slots a token may attend to is the mask's business (`generate/rollout.py`)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
 class LayerCache:
-    """K and V of one decoder layer: [B, H, S, D_head]."""
+    """K and V of one decoder layer."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys = keys
-        self.values = values
+    keys: Tensor
+    """[B, H, S, D_head]"""
+    values: Tensor
+    """[B, H, S, D_head]"""
 
     def write(self, start: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store [B, H, n, D_head] at slots [start, start + n); returns all K and V up to there."""
@@ -25,17 +29,28 @@ class LayerCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
+@dataclass(frozen=True)
 class KVCache:
     """One `LayerCache` a layer, allocated once for prefix and all decode steps."""
 
-    def __init__(self, num_layers: int, shape: tuple[int, int, int, int], like: Tensor) -> None:
+    layers: tuple[LayerCache, ...]
+    positions: Tensor
+    """int64 [B, S]: position of the token in each slot; for blocks whose attention depends on distances."""
+
+    @classmethod
+    def empty(cls, num_layers: int, shape: tuple[int, int, int, int], like: Tensor) -> KVCache:
         """`shape` is [B, H, S, D_head]; dtype and device are those of `like`."""
-        self.layers = [
-            LayerCache(*(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2)))
-            for _ in range(num_layers)
-        ]
-        self.positions = torch.zeros(shape[0], shape[2], dtype=torch.int64, device=like.device)
-        """int64 [B, S]: position of the token in each slot; for blocks whose attention depends on distances."""
+
+        def zeros() -> Tensor:
+            return torch.zeros(shape, dtype=like.dtype, device=like.device)
+
+        layers = tuple(LayerCache(zeros(), zeros()) for _ in range(num_layers))
+        return cls(layers, torch.zeros(shape[0], shape[2], dtype=torch.int64, device=like.device))
+
+    def rows(self, batch: int) -> KVCache:
+        """The cache of the first `batch` users, in the same memory."""
+        layers = tuple(LayerCache(layer.keys[:batch], layer.values[:batch]) for layer in self.layers)
+        return KVCache(layers, self.positions[:batch])
 
     def write_positions(self, start: int, positions: Tensor) -> Tensor:
         """Store int64 [B or 1, n] at slots [start, start + n); returns those of all slots up to there, [B, end]."""

@@ -34,11 +34,19 @@ class OutputHead(nn.Module):
 
         hidden [..., width]; outcome index, target_offset (from 1), surface code int64 [...]; leading shapes broadcast.
         """
+        return self.given(hidden, self.condition(outcome, target_offset, surface))
+
+    def condition(self, outcome: Tensor, target_offset: Tensor, surface: Tensor) -> Tensor | None:
+        """Phi's share of the first layer, [..., width]: the same for every hidden state; None if Phi is empty."""
+        embedded = (
+            (self.outcome, outcome),
+            (self.target_offset, target_offset - 1),
+            (self.surface, surface),
+        )
+        parts = [embedding(code) for embedding, code in embedded if embedding is not None]
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def given(self, hidden: Tensor, condition: Tensor | None) -> Tensor:
+        """Hidden [..., width] under a `condition` [..., width], which broadcast -> unit-length embeddings [..., D]."""
         x = self.hidden(hidden)
-        if self.outcome is not None:
-            x = x + self.outcome(outcome)
-        if self.target_offset is not None:
-            x = x + self.target_offset(target_offset - 1)
-        if self.surface is not None:
-            x = x + self.surface(surface)
-        return l2_normalize(self.mlp(x))
+        return l2_normalize(self.mlp(x if condition is None else x + condition))

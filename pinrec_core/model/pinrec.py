@@ -15,7 +15,6 @@ from pinrec_core.model.decoder import Decoder
 from pinrec_core.model.id_embedding import HashIdEmbedding
 from pinrec_core.model.inputs import NUM_TIME_FEATURES, SequenceInputs, previous_timestamps, time_features
 from pinrec_core.model.item_embedder import ItemEmbedder
-from pinrec_core.model.kv_cache import KVCache
 from pinrec_core.model.output_head import OutputHead
 from pinrec_core.release import Release
 from pinrec_core.schema import Vocabulary
@@ -72,7 +71,11 @@ class PinRec(nn.Module):
 
     def tokens(self, item_emb: Tensor, actions: Tensor, surfaces: Tensor, times: Tensor) -> Tensor:
         """Item [..., D], action and surface codes [...], time features [..., F] -> decoder tokens [..., width]."""
-        x: Tensor = self.item_token(item_emb) + self.action_token(actions)
+        return self.item_token(item_emb) + self.token_context(actions, surfaces, times)  # type: ignore[no-any-return]
+
+    def token_context(self, actions: Tensor, surfaces: Tensor, times: Tensor) -> Tensor:
+        """A token's share that does not depend on its item: codes [...], time features [..., F] -> [..., width]."""
+        x: Tensor = self.action_token(actions)
         if self.config.model.use_surface:
             x = x + self.surface_token(surfaces)
         if self.config.model.use_time:
@@ -91,11 +94,10 @@ class PinRec(nn.Module):
         start = self.start_token.to(events.dtype).expand(events.size(0), 1, -1)
         return torch.cat([start, events], dim=1)
 
-    def hidden_states(self, inputs: SequenceInputs, cache: KVCache | None = None) -> Tensor:
-        """[B, T + 1, width]: index 0 follows the start token, index i follows event i. Fills `cache` if given."""
+    def hidden_states(self, inputs: SequenceInputs) -> Tensor:
+        """[B, T + 1, width]: index 0 follows the start token, index i follows event i."""
         tokens = self.prefix_tokens(inputs)
-        positions = torch.arange(tokens.size(1), device=tokens.device)
-        return self.decoder(tokens, positions, cache=cache)  # type: ignore[no-any-return]
+        return self.decoder(tokens, torch.arange(tokens.size(1), device=tokens.device))  # type: ignore[no-any-return]
 
     def predict(self, hidden: Tensor, outcome: Tensor, target_offset: Tensor, surface: Tensor) -> Tensor:
         """Eq. 1: hidden [..., width] and Phi (int64 [...], broadcast) -> generated embedding [..., D], unit length."""

@@ -9,6 +9,7 @@ import torch
 
 from pinrec_core.config import Config, GenerateConfig, ModelConfig, TargetConfig
 from pinrec_core.generate.rollout import Branches, branch_mask, rollout, rollout_uncached
+from pinrec_core.generate.static_rollout import StaticRollout, bucket_of, compiled, eager, lengths_up_to
 from pinrec_core.model.inputs import collate
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.schema import Vocabulary
@@ -49,6 +50,15 @@ def case(plan, lengths, outcomes, block="gpt2"):
     return model, inputs, Branches(outcome, actions, surface, now)
 
 
+def given_id_emb(model, inputs):
+    """As the ID embedding's own stage gives them, instead of ids."""
+    return replace(inputs, item_ids=None, id_emb=model.id_embedding(inputs.item_ids))
+
+
+def static_rollout(model, plan, make_program=eager, batches=(2, 4), lengths=(4, 9)):
+    return StaticRollout(model, plan, 2, CONTENT_DIM, make_program, batches, lengths)
+
+
 PLANS = [
     GenerateConfig(num_steps=1, offsets_per_step=4),
     GenerateConfig(num_steps=3, offsets_per_step=2, feed="block"),
@@ -66,6 +76,93 @@ def test_cached_equals_uncached(plan, block):
     assert fast.shape == (4, 2, plan.num_steps * plan.offsets_per_step, 8)
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(fast.norm(dim=-1), torch.ones(fast.shape[:-1]))
+
+
+@pytest.mark.parametrize("block", ["gpt2", "hstu"])
+@pytest.mark.parametrize("plan", PLANS)
+@torch.inference_mode()
+def test_static_equals_plain(plan, block):
+    """Batches of several sizes through the same buffers: what an earlier one left in them is not seen."""
+    outcomes = [[0, 1], [1, 0], [0, 1], [1, 1]]
+    model, inputs, branches = case(plan, [9, 8, 9, 7], outcomes, block)
+    static = static_rollout(model, plan)
+    for lengths in ([9, 8, 9, 7], [3], [0, 1, 4], [9, 0], [2, 2, 2, 2]):
+        _, inputs, branches = case(plan, lengths, outcomes[: len(lengths)])
+        inputs = given_id_emb(model, inputs)
+        plain = rollout(model, inputs, branches, plan)
+        torch.testing.assert_close(static(inputs, branches), plain, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_static_with_fewer_outcomes_than_it_has_branches_for():
+    plan = PLANS[2]
+    model, inputs, branches = case(plan, [5, 9], outcomes=[[1], [0]])
+    inputs = given_id_emb(model, inputs)
+    embeddings = static_rollout(model, plan)(inputs, branches)
+    assert embeddings.shape == (2, 1, 12, 8)
+    torch.testing.assert_close(embeddings, rollout(model, inputs, branches, plan), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_no_program_is_made_after_the_warm_up():
+    plan = PLANS[2]
+    model, _, _ = case(plan, [1], outcomes=[[0, 1]])
+    made = []
+
+    def counting(program):
+        made.append(program)
+        return program
+
+    static = static_rollout(model, plan, counting)
+    static.warm_up()
+    assert len(made) == static.num_programs == 2 * 2 + 2  # prefills of (batch, length), decodes of batch
+    for lengths in ([0], [4], [5, 1], [9, 9, 9, 9]):
+        _, inputs, branches = case(plan, lengths, outcomes=[[0, 1]] * len(lengths))
+        static(given_id_emb(model, inputs), branches)
+    assert len(made) == 6
+
+
+@torch.inference_mode()
+def test_compiled_equals_plain_and_never_compiles_again():
+    plan = GenerateConfig(num_steps=2, offsets_per_step=3, feed="first")
+    model, _, _ = case(plan, [1], outcomes=[[0, 1]])
+    static = static_rollout(model, plan, compiled, batches=(2,), lengths=(9,))
+    static.warm_up()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for lengths in ([9, 3], [0], [5, 5]):
+            _, inputs, branches = case(plan, lengths, outcomes=[[1, 0]] * len(lengths))
+            inputs = given_id_emb(model, inputs)
+            torch.testing.assert_close(
+                static(inputs, branches), rollout(model, inputs, branches, plan), atol=1e-4, rtol=0
+            )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@torch.inference_mode()
+def test_recorded_graphs_equal_plain():
+    from pinrec_core.generate.static_rollout import GraphRecorder
+
+    plan = PLANS[2]
+    model, _, _ = case(plan, [1], outcomes=[[0, 1]])
+    model = model.cuda()
+    recorder = GraphRecorder()
+    static = static_rollout(model, plan, recorder)
+    static.warm_up()
+    assert recorder.num_captures == static.num_programs
+    for lengths in ([0], [4], [5, 1], [9, 9, 9, 9], [2]):
+        _, inputs, branches = case(plan, lengths, outcomes=[[0, 1]] * len(lengths))
+        inputs = given_id_emb(model, inputs.to("cuda"))
+        on_gpu = Branches(*(value.cuda() for value in vars(branches).values()))
+        torch.testing.assert_close(static(inputs, on_gpu), rollout(model, inputs, on_gpu, plan), atol=1e-4, rtol=0)
+    assert recorder.num_captures == static.num_programs
+
+
+def test_buckets():
+    assert lengths_up_to(256) == (64, 128, 256)
+    assert lengths_up_to(100) == (64, 100)
+    assert lengths_up_to(50) == (50,)
+    assert [bucket_of((1, 4, 8), wanted) for wanted in (1, 2, 4, 5)] == [1, 4, 4, 8]
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Adapter of the `generate` stage: the decoder, on the device of its instance."""
 
+import os
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -20,9 +21,10 @@ class TritonPythonModel:
         """Open and warm up. The instance's kind does not select the device by itself."""
         on_gpu = args["model_instance_kind"] == "GPU"
         device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
+        engine = os.environ.get("PINREC_DECODER") or "auto"
 
         def open_local(release: Release) -> Stage:
-            return warmed(Generator.open(release, device), generate_request(release))
+            return warmed(Generator.open(release, device, engine), generate_request(release))
 
         # What is compiled for a GPU belongs to the thread that compiled it, which must be the one that serves.
         executor = InlineExecutor() if on_gpu else None
