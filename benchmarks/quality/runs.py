@@ -154,7 +154,7 @@ def pinrec_config(run: Run) -> Config:
     base = load_config(base_config(run.world))
     overrides: dict[str, Any] = {"model.variant": run.model, "train.seed": run.seed}
     if run.model != "mt_oc":
-        overrides["generate.offsets_per_step"] = 1
+        overrides |= {"generate.offsets_per_step": 1, "targets.position_share": 1.0}
     config = training_config(load_config(base_config(run.world), {**overrides, **settings}))
     steps = int(limits.get("max_steps", 0)) or base.train.max_steps
     schedule = replace(
