@@ -20,6 +20,7 @@ from pinrec_core.data.batches import event_rows
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.items.vectors import pin_vectors
 from pinrec_core.model.id_embedding import IdEmbedder, export_id_embedding
+from pinrec_core.model.id_tables import Codes
 from pinrec_core.model.inputs import collate
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import ItemTable, ReleaseFacts, publish
@@ -35,6 +36,7 @@ def export(
     releases: Path,
     metrics: Mapping[str, Any] | None = None,
     id_shards: int = 1,
+    id_codes: Codes = "fp16",
     add_golden: Callable[[Path], None] | None = None,
 ) -> int:
     """Publish `model` over `dataset`'s items as the next release under `releases`; returns its number.
@@ -49,7 +51,7 @@ def export(
         assert model.id_embedding is not None
         decoder = {k: v for k, v in model.state_dict().items() if not k.startswith("id_embedding.")}
         (folder / "decoder.safetensors").write_bytes(save({k: v.contiguous() for k, v in decoder.items()}))
-        export_id_embedding(model.id_embedding, folder, id_shards)
+        export_id_embedding(model.id_embedding, folder, id_shards, id_codes)
         dataset.items.save(folder / "items")
         dataset.text_encoder.save(folder / "text_encoder")
         _write_popular(dataset, model.config.retrieve.popular_per_list, folder / "popular")

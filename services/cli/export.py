@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from pinrec_core.model.id_tables import Codes
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -23,6 +27,13 @@ _NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Files that the ID table is cut into, by row range.",
 )
 @click.option(
+    "--id-codes",
+    default="fp16",
+    show_default=True,
+    type=click.Choice(["fp16", "int8"]),
+    help="How its rows are kept; int8 halves the table.",
+)
+@click.option(
     "--items",
     "items",
     metavar="DIR|HOST:PORT",
@@ -34,7 +45,9 @@ _NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
     show_default=True,
     help="Make it the release that is served; the one before stays open.",
 )
-def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, items: str | None, activate: bool) -> None:
+def export(
+    run_dir: Path, data_dir: Path, releases: Path, id_shards: int, id_codes: Codes, items: str | None, activate: bool
+) -> None:
     """Publish a trained model as the next release.
 
     Writes decoder weights, the ID embedding and its tables, the item table, popular lists, the text encoder and the
@@ -59,7 +72,7 @@ def export(run_dir: Path, data_dir: Path, releases: Path, id_shards: int, items:
     if items is not None:
         dataset = carry_items(dataset, items_at(items))
     golden = partial(add_golden, titles=dataset.titles, request_time_ms=dataset.watermark_ms)
-    number = export_release(model, dataset, releases, load_metrics(run_dir), id_shards, golden)
+    number = export_release(model, dataset, releases, load_metrics(run_dir), id_shards, id_codes, golden)
     click.echo(f"release {number} published under {releases}")
     if activate:
         state = activate_release(releases, number)

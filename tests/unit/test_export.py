@@ -16,11 +16,12 @@ from pinrec_core.data.dataset import open_dataset
 from pinrec_core.errors import InvalidData
 from pinrec_core.items.log import Item, ItemLog, read_items
 from pinrec_core.items.vectors import ItemVectors
+from pinrec_core.model.id_embedding import IdEmbedder
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import open_release
 from pinrec_core.retrieve.index import open_index
 from pinrec_core.retrieve.live_index import LiveIndex
-from pinrec_core.train.export import export, fingerprint
+from pinrec_core.train.export import export, fingerprint, index_vectors
 
 CONFIG = config_from_dict(
     {
@@ -80,6 +81,20 @@ def test_the_decoders_block_is_carried(first, tmp_path):
     assert served.decoder.is_hstu
     for name, weight in model.decoder.state_dict().items():
         assert torch.equal(served.decoder.state_dict()[name], weight)
+
+
+def test_int8_rows_are_half_the_table_and_make_the_index(first, tmp_path):
+    _, dataset, model, release = first
+    smaller = open_release(tmp_path, export(model, dataset, tmp_path, id_codes="int8"))
+    ids = dataset.items.ids[dataset.served_pins]
+    half, byte = (IdEmbedder.open(one).embed(ids) for one in (release, smaller))
+    assert (half != byte).any()
+    np.testing.assert_allclose(half, byte, atol=0.05)
+    [shard] = (smaller.path / "id_tables").glob("shard-*")
+    assert shard.stat().st_size == model.id_embedding.table.weight.shape[0] * (CONFIG.model.hash_dim + 2)
+    vectors = index_vectors(model, IdEmbedder.open(smaller), dataset.items, dataset.served_pins)
+    [(found, _)] = open_index(smaller.path / "index").search(vectors[3:4], [1])
+    assert found[0] == ids[3]
 
 
 def test_another_user_may_read_it(first):
