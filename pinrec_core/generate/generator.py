@@ -29,34 +29,31 @@ RollOut = Callable[[SequenceInputs, Branches], torch.Tensor]
 class Generator:
     """Rolls out a batch in one go, then compresses and allocates each request on its own."""
 
-    def __init__(
-        self, model: PinRec, vocabulary: Vocabulary, device: str = "cpu", roll_out: RollOut | None = None
-    ) -> None:
-        """`roll_out`: how `model` is rolled out, already on the device; None = plainly, call by call."""
-        self._device = torch.device(device)
-        self._dtype = dtype_on(self._device)
-        self._model = model.eval().to(self._device, self._dtype)
+    def __init__(self, model: PinRec, vocabulary: Vocabulary, roll_out: RollOut | None = None) -> None:
+        """`model` is on its device, in the precision to compute in. `roll_out`: how; None = plainly, call by call."""
+        self._device, self._dtype = model.start_token.device, model.start_token.dtype
         self._plan = model.config.generate
-        self._roll_out = roll_out or partial(rollout, self._model, plan=self._plan)
+        self._roll_out = roll_out or partial(rollout, model.eval(), plan=self._plan)
         self._action_of_outcome = torch.from_numpy(vocabulary.action_of_outcome.astype(np.int64)).to(self._device)
 
     @classmethod
-    def open(cls, release: Release, device: str = "cpu", engine: str = "auto") -> Generator:
+    def open(cls, release: Release, device: str = "cpu", engine: str = "auto", precision: str = "auto") -> Generator:
         """Load the decoder of a release, and make every program that it will run.
 
-        engine: `eager` call by call; `graphs` recorded as CUDA graphs (a GPU's default); `compiled` for fixed shapes by
-        torch.compile; `auto` = graphs on a GPU, eager on a CPU. Raises InvalidRelease if the weights are damaged or do
-        not fit their sizes, InvalidConfig for an engine that there is not, or not on this device.
+        engine: `eager` call by call; `graphs` recorded as CUDA graphs; `compiled` for fixed shapes by torch.compile;
+        `auto` = graphs on a GPU, eager on a CPU. precision: of weights and activations; `auto` = float16 on a GPU,
+        float32 on a CPU (section 4.4.1). Raises InvalidRelease if the weights are damaged or do not fit their sizes,
+        InvalidConfig for an engine or a precision that there is not on this device.
         """
         where = torch.device(device)
-        model = PinRec.open(release).to(where, dtype_on(where))
-        make_program = program_maker(engine, where)
+        make_program, dtype = program_maker(engine, where), dtype_of(precision, where)
+        model = PinRec.open(release).to(where, dtype)
         if make_program is None:
-            return cls(model, release.vocabulary, device)
+            return cls(model, release.vocabulary)
         num_outcomes = len(release.vocabulary.outcomes)
         static = StaticRollout(model, model.config.generate, num_outcomes, release.content_dim, make_program)
         static.warm_up()
-        return cls(model, release.vocabulary, device, static)
+        return cls(model, release.vocabulary, static)
 
     def run(self, batch: Sequence[GenerateInput]) -> list[Generated]:
         """One rollout for all requests; an outcome with count 0 gets no branch."""
@@ -82,9 +79,16 @@ class Generator:
         return embeddings
 
 
-def dtype_on(device: torch.device) -> torch.dtype:
-    """INT8 content is dequantized to FP16 on a GPU (section 4.4.1), and so is the rest; a CPU computes in FP32."""
-    return torch.float16 if device.type == "cuda" else torch.float32
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """A precision by name. A CPU has no fast float16. Raises InvalidConfig."""
+    on_gpu = device.type == "cuda"
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, **({"float16": torch.float16} if on_gpu else {})}
+    if precision == "auto":
+        return torch.float16 if on_gpu else torch.float32
+    if precision not in dtypes:
+        words = ", ".join(("auto", *dtypes))
+        raise InvalidConfig(f"the decoder's precision has value {precision!r}; allowed on {device}: {words}")
+    return dtypes[precision]
 
 
 def program_maker(engine: str, device: torch.device) -> MakeProgram | None:

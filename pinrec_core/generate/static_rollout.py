@@ -10,6 +10,7 @@ The same programs run without a graph on a CPU; `rollout` is their plain twin.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
@@ -27,6 +28,9 @@ Program = Callable[[], Tensor]
 
 MakeProgram = Callable[[Program], Program]
 """What a function becomes before it serves: itself, compiled, recorded as a graph."""
+
+programs_made: Counter[str] = Counter()
+"""Of this process, made "opening" a release or "serving" a request; the latter means that a bucket was forgotten."""
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 SHORTEST = 64
@@ -94,6 +98,7 @@ class StaticRollout:
         self._buffers = self._new_buffers(content_dim)
         self._prefills: dict[tuple[int, int], Program] = {}
         self._decodes: dict[int, Program] = {}
+        self._is_warm = False
 
     @property
     def num_programs(self) -> int:
@@ -108,6 +113,7 @@ class StaticRollout:
                 self._prefill_program(batch, length)()
             if self._plan.num_steps > 1:
                 self._decode_program(batch)()
+        self._is_warm = True
 
     @torch.inference_mode()
     def __call__(self, inputs: SequenceInputs, branches: Branches) -> Tensor:
@@ -121,6 +127,7 @@ class StaticRollout:
             blocks.append(self._decode_program(batch)())  # [B, A, (steps - 1) O, D]
         return torch.cat(blocks, dim=2)[:size, :asked]
 
+    @torch.inference_mode()
     def decode(self, batch: int) -> Tensor:
         """The decode steps alone, over what the last call left in the buffers: for measuring."""
         return self._decode_program(bucket_of(self._batches, batch))()
@@ -145,7 +152,7 @@ class StaticRollout:
             def run() -> Tensor:
                 return first.copy_(prefill(self._model, inputs, self._conditions(inputs, branches), cache))
 
-            self._prefills[batch, length] = self._make_program(run)
+            self._prefills[batch, length] = self._made(run)
         return self._prefills[batch, length]
 
     def _decode_program(self, batch: int) -> Program:
@@ -159,8 +166,12 @@ class StaticRollout:
                     decode(self._model, first, inputs.lengths, conditions, self._plan, cache, prefix), dim=2
                 )
 
-            self._decodes[batch] = self._make_program(run)
+            self._decodes[batch] = self._made(run)
         return self._decodes[batch]
+
+    def _made(self, run: Program) -> Program:
+        programs_made["serving" if self._is_warm else "opening"] += 1
+        return self._make_program(run)
 
     def _conditions(self, inputs: SequenceInputs, branches: Branches) -> Conditions:
         return conditions_of(self._model, inputs, branches, self._plan)

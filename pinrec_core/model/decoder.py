@@ -174,7 +174,8 @@ class Decoder(nn.Module):
         for index, block in enumerate(self.blocks[:-1]):
             x = block(x, None, cache.layers[index] if cache else None, 0)
         seen = (positions <= last[:, None])[:, None, None]  # [B, 1, 1, L]
-        token = self.blocks[-1].of_one(x, last, seen, cache.layers[-1] if cache else None)
+        final: Block = self.blocks[-1]  # type: ignore[assignment]
+        token = final.of_one(x, last, seen, cache.layers[-1] if cache else None)
         return self.norm(token)[:, 0]  # type: ignore[no-any-return]
 
     def _seen(self, positions: Tensor, mask: Tensor | None, cache: KVCache | None, start: int) -> tuple[Tensor, Tensor]:

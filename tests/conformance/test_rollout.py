@@ -9,7 +9,14 @@ import torch
 
 from pinrec_core.config import Config, GenerateConfig, ModelConfig, TargetConfig
 from pinrec_core.generate.rollout import Branches, branch_mask, rollout, rollout_uncached
-from pinrec_core.generate.static_rollout import StaticRollout, bucket_of, compiled, eager, lengths_up_to
+from pinrec_core.generate.static_rollout import (
+    StaticRollout,
+    bucket_of,
+    compiled,
+    eager,
+    lengths_up_to,
+    programs_made,
+)
 from pinrec_core.model.inputs import collate
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.schema import Vocabulary
@@ -18,8 +25,10 @@ VOCABULARY = Vocabulary(("save", "click"), ("save", "click", "search"), ("home",
 CONTENT_DIM = 6
 
 
-def config_with(plan, block):
-    model = ModelConfig(num_layers=2, num_heads=2, hidden_dim=16, embedding_dim=8, id_dim=4, hash_rows=50, hash_dim=4)
+def config_with(plan, block, layers):
+    model = ModelConfig(
+        num_layers=layers, num_heads=2, hidden_dim=16, embedding_dim=8, id_dim=4, hash_rows=50, hash_dim=4
+    )
     return Config(model=replace(model, max_history=9, block=block), targets=TargetConfig(max_offset=4), generate=plan)
 
 
@@ -35,9 +44,9 @@ def history(rng, length):
     )
 
 
-def case(plan, lengths, outcomes, block="gpt2"):
+def case(plan, lengths, outcomes, block="gpt2", layers=2):
     torch.manual_seed(0)
-    model = PinRec(config_with(plan, block), VOCABULARY, CONTENT_DIM).eval()
+    model = PinRec(config_with(plan, block, layers), VOCABULARY, CONTENT_DIM).eval()
     for layer in model.decoder.blocks:
         if block == "hstu":  # biases large enough that a wrong distance shows
             torch.nn.init.normal_(layer.distance.weight)
@@ -114,18 +123,20 @@ def test_no_program_is_made_after_the_warm_up():
         return program
 
     static = static_rollout(model, plan, counting)
+    before = programs_made.copy()
     static.warm_up()
     assert len(made) == static.num_programs == 2 * 2 + 2  # prefills of (batch, length), decodes of batch
     for lengths in ([0], [4], [5, 1], [9, 9, 9, 9]):
         _, inputs, branches = case(plan, lengths, outcomes=[[0, 1]] * len(lengths))
         static(given_id_emb(model, inputs), branches)
     assert len(made) == 6
+    assert programs_made - before == {"opening": 6}, "none while serving"
 
 
 @torch.inference_mode()
 def test_compiled_equals_plain_and_never_compiles_again():
     plan = GenerateConfig(num_steps=2, offsets_per_step=3, feed="first")
-    model, _, _ = case(plan, [1], outcomes=[[0, 1]])
+    model, _, _ = case(plan, [1], outcomes=[[0, 1]], layers=1)  # compiling takes longer than all the rest
     static = static_rollout(model, plan, compiled, batches=(2,), lengths=(9,))
     static.warm_up()
     with torch.compiler.set_stance("fail_on_recompile"):

@@ -1,9 +1,15 @@
 """From generated embeddings to what is searched: compression, allocation, step and offset, by hand."""
 
 import numpy as np
+import pytest
+import torch
 
 from pinrec_core.config import GenerateConfig
-from pinrec_core.generate.generator import select
+from pinrec_core.errors import InvalidConfig
+from pinrec_core.generate.generator import dtype_of, program_maker, select
+from pinrec_core.generate.static_rollout import compiled
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 PLAN = GenerateConfig(num_steps=2, offsets_per_step=2, compression_threshold=0.9)
 X, Y, Z = np.eye(3, dtype=np.float32)
@@ -27,3 +33,17 @@ def test_select_without_outcomes_is_empty():
     generated = select(np.zeros((1, 4, 3), np.float32), np.array([], np.int64), np.zeros(3, np.int32), PLAN)
     assert generated.embeddings.shape == (0, 3)
     assert generated.num_kept == 0
+
+
+def test_precisions_of_a_device():
+    assert (dtype_of("auto", CPU), dtype_of("auto", GPU)) == (torch.float32, torch.float16)
+    assert dtype_of("bfloat16", CPU) == dtype_of("bfloat16", GPU) == torch.bfloat16
+    with pytest.raises(InvalidConfig, match=r"precision has value 'float16'; allowed on cpu: auto, float32, bfloat16"):
+        dtype_of("float16", CPU)
+
+
+def test_engines_of_a_device():
+    assert program_maker("auto", CPU) is program_maker("eager", CPU) is program_maker("eager", GPU) is None
+    assert program_maker("compiled", CPU) is compiled
+    with pytest.raises(InvalidConfig, match=r"engine has value 'graphs'; allowed on cpu: auto, eager, compiled"):
+        program_maker("graphs", CPU)
