@@ -30,7 +30,7 @@ SPECS = {
     "smoke": SyntheticSpec(users=400, items=2_000, events=60_000, days=60),
 }
 """By scale. Histories of the first two and of the last are longer than the model reads (128 events) for most users."""
-STEPS = {"10k": 400, "100k": 400, "1m": 100, "smoke": 20}
+STEPS = {"10k": 250, "100k": 250, "1m": 60, "smoke": 20}
 """Updates of the model."""
 
 
