@@ -19,9 +19,13 @@ BEAUTY_READING = Reading(num_targets=1, drop_seen=False)
 
 
 def judge(
-    found: Gathered, latencies: list[Latency], speed: Mapping[str, Any], coverage: Interval | None
+    found: Gathered,
+    latencies: list[Latency],
+    speed: Mapping[str, Any],
+    coverage: Interval | None,
+    older: Interval | None = None,
 ) -> list[Claim]:
-    """Every bar; what was not run has no verdict."""
+    """Every bar; what was not run has no verdict. `coverage`, `older`: mt_oc / oc, the recency bias."""
     return [
         sasrec_gate(found),
         *strongest_peer(found),
@@ -30,6 +34,13 @@ def judge(
         latency(latencies),
         *figure5(found),
         _at_least("Two interleaved interests (synthetic): mt_oc / oc", "above 1, clear of it", coverage, 1.0, 1.0),
+        _at_least(
+            "Targets that only older interests explain (KuaiRand), share found: mt_oc / oc",
+            "above 1, clear of it",
+            older,
+            1.0,
+            1.0,
+        ),
         id_embedding(found),
         int8(found),
         training_speed(speed),

@@ -29,6 +29,8 @@ VARIANTS = ("uc", "oc", "mt_oc")
 OUTCOMES = {HEADLINE: ("like", "long_view", "click"), RETAILROCKET: ("buy", "cart", "view")}
 """What Figure 4 asks for, strongest first."""
 BASELINES = ("popularity", "item_knn", "two_tower", "sasrec", "hstu", "pinnerformer", "pinnerformer_next", "tiger")
+PEER_KEYS = ("num_layers", "num_heads", "max_history")
+"""Of a base configuration's model: what a peer has in common with it."""
 PEERS = ("rectools/sasrec", "rectools/esasrec", "rectools/bert4rec", "rectools/hstu")
 
 
@@ -204,7 +206,7 @@ def _run(size: Size, world: str, model: str, seed: int, settings: Mapping[str, S
         "max_train_users": size.max_train_users,
         "max_test_users": size.max_test_users,
         "max_steps": size.max_steps,
-        "base": _base_digest(world),
+        "base": _base_digest(world, model.startswith("rectools/")),
     }
     if model.startswith("rectools/"):
         limits["peer_epochs"] = size.peer_epochs
@@ -278,9 +280,10 @@ def _ablations(size: Size) -> list[Job]:
 
 
 @cache
-def _base_digest(world: str) -> str:
-    """Another base configuration makes other runs; its comments do not."""
-    return _digest(read_toml(base_config(world), "config file"))
+def _base_digest(world: str, for_peer: bool) -> str:
+    """Another base configuration makes other runs; its comments do not, nor what a peer takes nothing of."""
+    values = read_toml(base_config(world), "config file")
+    return _digest({key: values["model"][key] for key in PEER_KEYS} if for_peer else values)
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.quality import claims
 from benchmarks.quality.claims import BEAUTY_READING, figure5_arm, judge, outcome_matrix
 from benchmarks.quality.gathered import Gathered, compared, headline, present, seen_kept
 from benchmarks.quality.latency import Latency
 from benchmarks.quality.matrix import FIGURE5_OFFSETS, FIGURE5_TOTAL, HEADLINE, RETAILROCKET, STRICT, VARIANTS
-from pinrec_core.eval.bootstrap import Interval, interval
+from pinrec_core.eval.bootstrap import Interval, interval, ratio_interval
 from pinrec_core.eval.report import Cell, Provenance, Report, Sample, Section, Table, shown, write_report
-from pinrec_core.eval.sections import Ablations, Arm, Breakdown, Claims, Comparison, Facts, StepSweep, SweepPoint
+from pinrec_core.eval.sections import Ablations, Arm, Breakdown, Claim, Claims, Comparison, Facts, StepSweep, SweepPoint
 
 _COMPARISONS = (("headline", HEADLINE), ("strict", STRICT), ("retailrocket", RETAILROCKET))
 _SERVED = {
@@ -63,7 +62,7 @@ def write(folder: Path, found: Gathered, measured: Measured, command: str) -> Pa
 
 def sections(found: Gathered, measured: Measured) -> list[Section]:
     """Everything that there is something to show of, the verdicts first."""
-    verdicts = tuple(judge(found, measured.latencies, measured.speed, coverage_ratio(measured)))
+    verdicts = tuple(verdicts_of(found, measured))
     made: list[Section | None] = [
         Claims("Claims", verdicts, "On test users that nothing was tuned on. Gains and ratios have to clear 0 and 1."),
         *(section for group, world in _COMPARISONS for section in comparison(found, group, world)),
@@ -77,6 +76,12 @@ def sections(found: Gathered, measured: Measured) -> list[Section]:
         runs(found, measured.failed),
     ]  # fmt: skip
     return [section for section in made if section is not None]
+
+
+def verdicts_of(found: Gathered, measured: Measured) -> list[Claim]:
+    """Every claim on what there is."""
+    coverage, older = coverage_ratio(measured), older_ratio(found, measured)
+    return judge(found, measured.latencies, measured.speed, coverage, older)
 
 
 def comparison(found: Gathered, group: str, world: str) -> list[Section | None]:
@@ -181,6 +186,20 @@ def coverage_ratio(measured: Measured) -> Interval | None:
     return Interval(float(a.mean() / max(b.mean(), 1e-9)), float(low), float(high))
 
 
+def older_ratio(found: Gathered, measured: Measured) -> Interval | None:
+    """mt_oc / oc in the share found of the targets that only older interests explain; None if it was not measured."""
+    arms = [found.arm("headline", model, headline(HEADLINE)) for model in ("mt_oc", "oc")]
+    if measured.older is None or not all(_is_of(arm, measured.older) for arm in arms):
+        return None
+    (a, weight_a), (b, weight_b) = (arm.targets([measured.older] * len(arm.results)) for arm in present(arms))
+    return ratio_interval(a, b, weight_a, weight_b)
+
+
+def _is_of(arm: Arm | None, mask: NDArray[np.bool_]) -> bool:
+    """Whether a mask is of the targets that an arm was measured on."""
+    return arm is not None and len(arm.results[0].target_hit) == len(mask)
+
+
 def recency(found: Gathered, measured: Measured) -> Section | None:
     """Whether older interests are served."""
     tables = []
@@ -193,7 +212,7 @@ def recency(found: Gathered, measured: Measured) -> Section | None:
             Table("Synthetic users with two interleaved interests: share whose candidates cover both", header, rows)
         )
     arms = present(found.arm("headline", model, headline(HEADLINE)) for model in VARIANTS)
-    if measured.older is not None and arms and len(measured.older) == len(arms[0].results[0].target_hit):
+    if measured.older is not None and arms and _is_of(arms[0], measured.older):
         title = f"KuaiRand targets that only the older history explains ({int(measured.older.sum()):,}): share found"
         tables.append(
             Table(title, ("variant", "share"), tuple((arm.label, _share(arm, measured.older)) for arm in arms))
@@ -243,5 +262,4 @@ def runs(found: Gathered, failed: tuple[str, ...]) -> Section | None:
 def text(found: Gathered, measured: Measured) -> list[str]:
     """The verdicts, for the terminal."""
     words = {True: "holds", False: "DOES NOT HOLD", None: "not measured"}
-    verdicts = claims.judge(found, measured.latencies, measured.speed, coverage_ratio(measured))
-    return [f"{words[c.holds]:<14} {c.name}: {shown(c.found)} ({c.bar}) {c.note}" for c in verdicts]
+    return [f"{words[c.holds]:<14} {c.name}: {shown(c.found)} ({c.bar}) {c.note}" for c in verdicts_of(found, measured)]

@@ -28,6 +28,15 @@ ALIKE = 0.5
 """Cosine of content above which two items count as one interest."""
 
 
+_WINDOW: dict[str, Any] = {
+    "targets.window_size": 12,
+    "targets.max_offset": 12,
+    "generate.offsets_per_step": 12,
+    "targets.position_share": 0.25,
+}
+"""Of mt_oc: all of a branch's 12 embeddings in one step, for a future that reaches beyond the newest interest."""
+
+
 def synthetic_coverage(work: Path, variants: Sequence[str], seed: int, steps: int) -> dict[str, float]:
     """Share of the probes whose candidates cover both interests, for each variant trained with `seed`."""
     world = SyntheticWorld(steering.SPEC)
@@ -36,8 +45,12 @@ def synthetic_coverage(work: Path, variants: Sequence[str], seed: int, steps: in
         world.write(folder / "data", progress=True)
     overrides: dict[str, Any] = {"train.max_minutes": 0.0, "train.seed": seed}
     overrides |= {"train.max_steps": steps} if steps else {}
-    base = load_config(steering.ROOT / "configs/synthetic.toml", overrides)
-    return {v: steering.coverage(steering.prepare(v, world, folder, base)) for v in variants}
+    found = {}
+    for variant in variants:
+        own = overrides | (_WINDOW if variant == "mt_oc" else {})
+        base = load_config(steering.ROOT / "configs/synthetic.toml", own)
+        found[variant] = steering.coverage(steering.prepare(variant, world, folder, base))
+    return found
 
 
 def older_interest(world: World, users: list[HeldOut]) -> NDArray[np.bool_]:

@@ -48,6 +48,11 @@ _LEAST_HISTORY = 8
 """Engagements left before the targets where a reading wants more of these than the protocol holds out."""
 _PEER_DEPTH = 200
 """Items that a peer ranks for each user, more than any reading looks at."""
+_PEER_DROPOUT = 0.2
+"""RecTools' own."""
+_PEER_FACTORS, _PEER_NEGATIVES = 128, 64
+"""Width and sampled negatives of a peer. RecTools gathers a vector for each negative of each padded position: its own
+256 of both take hours a model on two cores."""
 _PEER_PATIENCE = 5
 """Epochs without a lower validation loss before a peer's training stops."""
 
@@ -198,12 +203,12 @@ def peer_plan(run: Run, depth: int = _PEER_DEPTH) -> dict[str, Any]:
         "depth": depth,
         "n_blocks": like.model.num_layers,
         "n_heads": like.model.num_heads,
-        "n_factors": int(settings.get("peer.n_factors", 4 * like.model.hidden_dim)),
-        "dropout": like.model.dropout,
+        "n_factors": int(settings.get("peer.n_factors", _PEER_FACTORS)),
+        "dropout": _PEER_DROPOUT,
         "session_max_len": like.model.max_history,
         "learning_rate": float(settings.get("peer.learning_rate", 1e-3)),
         "batch_size": int(settings.get("peer.batch_size", 128)),
-        "n_negatives": int(settings.get("peer.n_negatives", 0)),
+        "n_negatives": int(settings.get("peer.n_negatives", _PEER_NEGATIVES)),
         "threads": int(settings.get("peer.threads", 0)),
     }
 

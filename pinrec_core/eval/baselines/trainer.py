@@ -48,7 +48,7 @@ def fit_sequences(
     """
     runs = cut_runs(sequences, config.max_history + 1)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
     )
     generator = torch.Generator().manual_seed(config.seed)
     total = config.epochs * -(-len(runs) // config.batch_size)
