@@ -35,6 +35,7 @@ TOTAL = 96
 """Embeddings an outcome."""
 OFFSETS = (1, 2, 4, 8, 16)
 FEW_STEPS_BAR, CACHE_BAR, PEER_BAR, PREFILL_BAR, DECODE_BAR = 0.15, 0.25, 0.6, 1.4, 3.0
+RECALL_AT, RECALL_CHANGE = 100, 0.005
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -49,12 +50,14 @@ class Size:
     batches: tuple[int, ...]
     lengths: tuple[int, ...]
     compile: bool
+    users: int
+    """Whose recall is compared between precisions."""
 
 
 SIZES = {
-    "full": Size("100k", 40, 7, (1, 4, 16), (32, 128, 512), True),
-    "small": Size("10k", 15, 3, (1, 16), (32, 128), False),
-    "smoke": Size("smoke", 2, 1, (1, 2), (16,), False),
+    "full": Size("100k", 40, 7, (1, 4, 16), (32, 128, 512), True, 500),
+    "small": Size("10k", 15, 3, (1, 16), (32, 128), False, 200),
+    "smoke": Size("smoke", 2, 1, (1, 2), (16,), False, 20),
 }
 
 
@@ -69,7 +72,7 @@ def main(size_name: str, work: Path, out: Path) -> None:
     world = make_world(work, size.scale)
     rows = [
         show(row)
-        for part in (against_floors, against_peer, few_steps, cache, alternatives)
+        for part in (precision, against_floors, against_peer, few_steps, cache, alternatives)
         for row in part(world, size)
     ]
     save(rows, out, f"python -m benchmarks.serving.decoder --size {size_name}")
@@ -78,6 +81,37 @@ def main(size_name: str, work: Path, out: Path) -> None:
 def stage_threads() -> int:
     """Threads of a stage, as `services/triton/command.py` sets them."""
     return int(os.environ.get("PINREC_THREADS") or max(1, (os.cpu_count() or 1) // 2))
+
+
+def precision(world: ServingWorld, size: Size) -> list[Row]:
+    """What bfloat16 costs in recall: held-out users, exact search among the same item vectors."""
+    from pinrec_core.data.dataset import open_dataset
+    from pinrec_core.eval.evaluate import NUM_TARGETS, Corpus, RolloutScorer, held_out, item_vectors, measure_users
+    from pinrec_core.train.checkpoint import load_checkpoint
+
+    model, config, fitted = load_checkpoint(world.work / world.scale / "run")
+    dataset = open_dataset(world.data, config, fitted=fitted)
+    split = dataset.split(config)
+    users = held_out(dataset, split.test, NUM_TARGETS)[: size.users]
+    corpus = Corpus.of(dataset)
+    recalls = {}
+    with torch.inference_mode():
+        vectors = item_vectors(model.eval(), dataset, corpus)
+        for name, dtype in DTYPES.items():
+            scorer = RolloutScorer(model.to(dtype), dataset, corpus, NUM_TARGETS)
+            scorer.vectors = vectors  # the index is made in float32 whatever the decoder runs in
+            recalls[name] = measure_users(scorer, dataset, corpus, users, k=RECALL_AT).summary()
+    before, after = (recalls[name]["target_recall"] for name in DTYPES)
+    change = after / before - 1 if before else float("nan")
+    return [
+        Row(
+            f"share of targets found in the top {RECALL_AT}, bfloat16 / float32 decoder, {len(users)} held-out users",
+            f"within {RECALL_CHANGE:.1%}",
+            f"{change:+.2%} ({after:.4f} against {before:.4f})",
+            abs(change) <= RECALL_CHANGE,
+            {"recalls": recalls},
+        )
+    ]
 
 
 def against_floors(world: ServingWorld, size: Size) -> list[Row]:

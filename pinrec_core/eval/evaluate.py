@@ -189,7 +189,8 @@ class Requests:
             surface=self._tensor(h.surfaces[first]),
             request_time_ms=self._tensor(h.timestamps_ms[first]),
         )
-        return rollout(self._model, inputs.to(self._device), branches, plan), outcomes, counts
+        embeddings = rollout(self._model, inputs.to(self._device, self._model.start_token.dtype), branches, plan)
+        return embeddings.float(), outcomes, counts
 
     def _budget(self, user: HeldOut) -> NDArray[np.int64]:
         """Embeddings of each outcome: int64 [A], as many as the user has targets."""
@@ -212,13 +213,14 @@ class Requests:
 
 
 def item_vectors(model: PinRec, dataset: Dataset, corpus: Corpus, rows_at_once: int = 16_384) -> Tensor:
-    """Embeddings of the corpus: float32 [N, D] on the model's device."""
-    device = model.start_token.device
+    """Embeddings of the corpus: float32 [N, D] on the model's device, computed in its precision."""
+    like = model.start_token
+    device = like.device
     parts = []
     for ids in np.split(corpus.ids, range(rows_at_once, len(corpus.ids), rows_at_once)):
-        content = torch.from_numpy(codec.dequantize(*content_rows(dataset.items, ids))).to(device)
+        content = torch.from_numpy(codec.dequantize(*content_rows(dataset.items, ids))).to(device, like.dtype)
         item_ids = torch.from_numpy(ids).to(device)
-        parts.append(model.item_vectors(item_ids, content, torch.zeros_like(item_ids)))  # item type 0: pins
+        parts.append(model.item_vectors(item_ids, content, torch.zeros_like(item_ids)).float())  # item type 0: pins
     return torch.cat(parts)
 
 

@@ -20,6 +20,9 @@ from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import Release
 from pinrec_core.schema import Vocabulary
 
+GROUP_TOKENS = 256
+"""Tokens of prefill that take as long as the decode steps of a small batch."""
+
 ENGINES = ("auto", "eager", "compiled", "graphs")
 
 RollOut = Callable[[SequenceInputs, Branches], torch.Tensor]
@@ -56,10 +59,15 @@ class Generator:
         return cls(model, release.vocabulary, static)
 
     def run(self, batch: Sequence[GenerateInput]) -> list[Generated]:
-        """One rollout for all requests; an outcome with count 0 gets no branch."""
-        active = [np.flatnonzero(request.counts) for request in batch]
-        embeddings = self.roll_out(batch, active)  # [B, A, M, D]
-        return [select(embeddings[row], outcomes, batch[row].counts, self._plan) for row, outcomes in enumerate(active)]
+        """One rollout for all requests of like length; an outcome with count 0 gets no branch."""
+        answers: dict[int, Generated] = {}
+        for rows in length_groups([request.sequence_length for request in batch]):
+            together = [batch[row] for row in rows]
+            active = [np.flatnonzero(request.counts) for request in together]
+            embeddings = self.roll_out(together, active)  # [B, A, M, D]
+            for at, row in enumerate(rows):
+                answers[row] = select(embeddings[at], active[at], batch[row].counts, self._plan)
+        return [answers[row] for row in range(len(batch))]
 
     @torch.inference_mode()
     def roll_out(self, batch: Sequence[GenerateInput], active: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -77,6 +85,24 @@ class Generator:
         inputs = collate(batch, [request.sequence_length for request in batch]).to(self._device, self._dtype)
         embeddings: NDArray[np.float32] = self._roll_out(inputs, branches).float().cpu().numpy()
         return embeddings
+
+
+def length_groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows that are rolled out together, longest first: a short history is padded to the longest of its group.
+
+    A group ends where the rows below half of its length would be padded by more than `GROUP_TOKENS` tokens in all, what
+    a rollout of their own costs beside its prefill.
+    """
+    rows = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    groups: list[list[int]] = []
+    while rows:
+        longest = lengths[rows[0]]
+        shorter = [row for row in rows if 2 * lengths[row] < longest]
+        if sum(longest - lengths[row] for row in shorter) <= GROUP_TOKENS:
+            shorter = []
+        groups.append(rows[: len(rows) - len(shorter)])
+        rows = shorter
+    return groups
 
 
 def dtype_of(precision: str, device: torch.device) -> torch.dtype:

@@ -6,7 +6,7 @@ import torch
 
 from pinrec_core.config import GenerateConfig
 from pinrec_core.errors import InvalidConfig
-from pinrec_core.generate.generator import dtype_of, program_maker, select
+from pinrec_core.generate.generator import dtype_of, length_groups, program_maker, select
 from pinrec_core.generate.static_rollout import compiled
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -47,3 +47,14 @@ def test_engines_of_a_device():
     assert program_maker("compiled", CPU) is compiled
     with pytest.raises(InvalidConfig, match=r"engine has value 'graphs'; allowed on cpu: auto, eager, compiled"):
         program_maker("graphs", CPU)
+
+
+def test_short_histories_are_not_padded_to_long_ones():
+    """Four of 10 beside one of 100 would be padded by 360 tokens: they go alone. Two would cost 180: they do not."""
+    assert length_groups([10, 100, 10, 10, 10]) == [[1], [0, 2, 3, 4]]
+    assert length_groups([10, 100, 10]) == [[1, 0, 2]]
+    assert length_groups([50, 100, 51]) == [[1, 2, 0]], "half as long is long enough"
+    assert length_groups([0] * 3 + [40] * 10 + [128] * 2) == [[13, 14], [*range(3, 13), 0, 1, 2]]
+    assert length_groups([0] * 9 + [40] * 10 + [128] * 2) == [[19, 20], [*range(9, 19)], [*range(9)]]
+    assert length_groups([7]) == [[0]]
+    assert length_groups([]) == []
