@@ -16,8 +16,9 @@ class CountGauge:
         self, pb_utils: Any, name: str, description: str, label: str, values: Sequence[str], counts: Mapping[str, int]
     ) -> None:
         """`counts` is looked at by `tell`; of it only `values` of the label."""
-        family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)
-        self._metrics = {value: family.Metric(labels={label: value}) for value in values}
+        # Held, since a family that is gone takes its metrics with it.
+        self._family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)
+        self._metrics = {value: self._family.Metric(labels={label: value}) for value in values}
         self._counts = counts
         self._told: dict[str, int] = {}
 
