@@ -107,8 +107,8 @@ class TritonPeer(service_pb2_grpc.GRPCInferenceServiceServicer):
 class Stack:
     """A running gateway, its Triton peer and a client."""
 
-    def __init__(self, root, peer, gateway, registry, channel):
-        self.root, self.peer, self.gateway, self.registry = root, peer, gateway, registry
+    def __init__(self, root, peer, triton, gateway, registry, channel):
+        self.root, self.peer, self.triton, self.gateway, self.registry = root, peer, triton, gateway, registry
         self.client = CandidateServiceStub(channel)
         self.health = health_pb2_grpc.HealthStub(channel)
 
@@ -121,7 +121,7 @@ class Stack:
 
 
 @asynccontextmanager
-async def running(root, canary_s=3600.0, popular=None, fallback=True, port=0, linger_s=0.0, **serve):
+async def running(root, canary_s=3600.0, popular=None, fallback=True, port=0, linger_s=0.0, group=None, **serve):
     """`popular`: lists of the release, int64 [3, 2, P]; without them there is nothing to fall back to."""
     write_release(root, 1, **serve)
     if popular is not None:
@@ -130,14 +130,14 @@ async def running(root, canary_s=3600.0, popular=None, fallback=True, port=0, li
     write_serving_state(root, ServingState(active=1, open=(1,)))
     peer, triton = TritonPeer(), grpc.aio.server()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(peer, triton)
-    triton_port = triton.add_insecure_port("localhost:0")
+    address = f"localhost:{triton.add_insecure_port('localhost:0')}"
     await triton.start()
     registry = CollectorRegistry()
     options = ServerOptions(f"localhost:{port}", drain_s=5.0, linger_s=linger_s)
-    gateway = Gateway(root, f"localhost:{triton_port}", options, canary_s, registry, fallback)
+    gateway = Gateway(root, address, options, canary_s, registry, fallback, group)
     await gateway.server.start()
     async with grpc.aio.insecure_channel(f"localhost:{gateway.server.port}") as channel:
-        yield Stack(root, peer, gateway, registry, channel)
+        yield Stack(root, peer, address, gateway, registry, channel)
     await gateway.server.server.stop(0)
     await gateway.ensemble.close()
     await triton.stop(0)

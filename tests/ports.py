@@ -29,6 +29,16 @@ def free_port(host: str = "127.0.0.1") -> int:
     return free_ports(1, host)[0]
 
 
+def free_run(length: int, host: str = "127.0.0.1") -> int:
+    """The first of so many ports in a row that nothing listens on."""
+    while True:
+        first = free_ports(1, host)[0]
+        rest = range(first + 1, first + length)
+        if not _given & set(rest) and all(_is_free(host, port) for port in rest):
+            _given.update(rest)
+            return first
+
+
 def _is_free(host: str, port: int) -> bool:
     with socket.socket() as probe:
         try:

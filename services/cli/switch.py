@@ -147,6 +147,8 @@ def _lag(gateway: Gateway, active: int) -> str:
         status = gateway.status()
     except PinrecError as error:
         return error.message
+    if not status.admitted:
+        return f"{gateway.address}: not every process admits requests for release {active} yet"
     if status.admitted != active:
         return f"{gateway.address} still admits requests for release {status.admitted}"
     others = {release: count for release, count in status.in_flight.items() if release != active and count}

@@ -23,7 +23,8 @@ from services.common.probe import answers, serves
 from services.common.tls import CLIENT_CA, CLIENT_CERT, CLIENT_KEY
 from services.triton.tools import locate
 
-_PORT = click.IntRange(1, 65_535)
+_MOST = 65_535
+_PORT = click.IntRange(1, _MOST)
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,18 @@ class Stack:
     triton_health_port: int = 8003
     embed_items: str = ""
     retrieve: str = ""
+    gateway_processes: int = 1
 
     def ports(self) -> dict[str, int]:
-        """Every port, by the option that sets it."""
+        """Every port that an option sets, by its name."""
         return {name: value for name, value in vars(self).items() if name.endswith("_port")}
+
+    def all_ports(self) -> list[tuple[str, int]]:
+        """Every port that is listened on, with the option that it comes from."""
+        first = self.gateway_metrics_port
+        others = range(first + 1, first + self.gateway_processes)
+        named = [("--" + name.replace("_", "-"), value) for name, value in self.ports().items()]
+        return named + [("--gateway-metrics-port (with --gateway-processes)", port) for port in others]
 
 
 @click.command()
@@ -112,6 +121,13 @@ class Stack:
     metavar="HOST:PORT",
     help="Triton of a memory host that holds the index; empty = in this stack's own.",
 )
+@click.option(
+    "--gateway-processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Gateway processes that share its port, one a core; each has a metrics port, one number after the other.",
+)
 def up(**options: object) -> None:
     """Start signals, items, Triton and gateway on this machine, and stop them on Ctrl-C.
 
@@ -142,11 +158,12 @@ def check(stack: Stack) -> None:
     if not is_free(stack.host, 0):
         raise InvalidConfig(f"--host has value {stack.host!r}; allowed: an IPv4 address or name of this machine")
     options: dict[int, str] = {}
-    for name, port in stack.ports().items():
-        option = "--" + name.replace("_", "-")
+    for option, port in stack.all_ports():
         if port in options:
             raise InvalidConfig(f"{option} has value {port}, which is also {options[port]}; choose a port for each")
         options[port] = option
+        if port > _MOST:
+            raise InvalidConfig(f"{option} has value {port}; allowed: {_MOST} at most")
         if not is_free(stack.host, port):
             raise InvalidConfig(f"{option} has value {port}, which another process listens on; choose a free port")
 
@@ -225,6 +242,7 @@ def _gateway(stack: Stack) -> Process:
         *("--listen", address),
         "--reflection",
         *("--metrics-port", str(stack.gateway_metrics_port)),
+        *(("--processes", str(stack.gateway_processes)) if stack.gateway_processes > 1 else ()),
     ]
     return Process("gateway", line, lambda: serves(address), _environment())
 

@@ -34,8 +34,6 @@ MAX_MESSAGE_BYTES = 16 << 20
 """Largest message sent: 256 answers of 1,000 candidates with their reasons stay below it."""
 
 _CHANNEL_OPTIONS = [
-    # Without SO_REUSEPORT a second process on the port fails at once instead of sharing its connections.
-    ("grpc.so_reuseport", 0),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # What one connection can hold of us: headers of a call, calls at once, and the time it may take to say hello.
     ("grpc.max_metadata_size", 8 << 10),
@@ -58,6 +56,7 @@ class ServerOptions:
     `metrics_host` names another. On SIGTERM health turns NOT_SERVING, calls are still taken for `linger_s` seconds (so
     that load balancers notice), then those in flight have `drain_s` seconds. With a certificate the port speaks TLS,
     with `tls_client_ca` to clients with a certificate of their own, with `tokens` to those that the file knows.
+    `shared_port`: other processes listen on the same port, and the kernel gives each connection to one of them.
     """
 
     listen: str
@@ -71,6 +70,7 @@ class ServerOptions:
     linger_s: float = 0.0
     drain_s: float = 10.0
     log_format: str = "text"
+    shared_port: bool = False
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -141,7 +141,12 @@ class GrpcServer:
         self.edge = EdgeInterceptor(RpcMetrics(registry), self.tracing)
         self.server = grpc.aio.server(
             interceptors=[*_gates(options, registry), self.edge],
-            options=[*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", max_request_bytes)],
+            options=[
+                *_CHANNEL_OPTIONS,
+                ("grpc.max_receive_message_length", max_request_bytes),
+                # Without SO_REUSEPORT a second process on the port fails at once instead of sharing its connections.
+                ("grpc.so_reuseport", int(options.shared_port)),
+            ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         if options.reflection:
@@ -149,14 +154,22 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Listen on both ports, as NOT_SERVING. Raises InvalidConfig if one is taken."""
+        await self.stand_by()
+        await self.listen()
+
+    async def stand_by(self) -> None:
+        """All but taking connections: health is NOT_SERVING, metrics are served. Raises InvalidConfig."""
         await self.set_serving(False)
         await self._health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
+        if self.options.metrics_port:
+            self._serve_metrics(self.options.metrics_port)
+
+    async def listen(self) -> None:
+        """Take connections. Raises InvalidConfig if the port is taken."""
         try:
             self.port = self._add_port(self.options.listen)
         except RuntimeError as error:
             raise InvalidConfig(f"--listen has value {self.options.listen!r}; allowed: a free port") from error
-        if self.options.metrics_port:
-            self._serve_metrics(self.options.metrics_port)
         await self.server.start()
         log.info("listening on port %d, metrics on %d", self.port, self.options.metrics_port)
 

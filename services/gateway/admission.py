@@ -44,7 +44,12 @@ _LOOK_S = 0.005
 
 
 class Admission:
-    """Places in the ensemble. For one event loop; `now` is in seconds, `lag_s` is how late the loop is."""
+    """Places in the ensemble. For one event loop; `now` is in seconds, `lag_s` is how late the loop is.
+
+    Each process of a gateway has places of its own, since the kernel decides which of them a connection reaches: its
+    share of `serve.max_in_flight` at most. But whether a request is alone, and how long one takes that is, is a matter
+    of them all: a process that took the others' requests for the ensemble's own slowness would let in ever more.
+    """
 
     def __init__(
         self,
@@ -57,7 +62,8 @@ class Admission:
         self._metrics = metrics
         self._now = now
         self._lag_s = lag_s
-        self._limit = LatencyLimit(now)
+        self._group = in_flight.group
+        self._limit = LatencyLimit(now, self._group)
         self._progress_at = now()
         self._pressure = Pressure(now)
         self._turned_away: Overloaded | None = None
@@ -71,8 +77,8 @@ class Admission:
         comes back.
         """
         self._check(release, priority, deadline)
-        start, alone, answered = self._now(), not self._in_flight.total, False
-        if alone:
+        start, alone, answered = self._now(), not self._group.in_flight, False
+        if not self._in_flight.total:
             self._progress_at = start
         self._pressure.admitted += 1
         try:
@@ -81,14 +87,14 @@ class Admission:
             answered = True
             self._progress_at = self._now()
         finally:
-            at_once = self._in_flight.total + 1
+            at_once = self._group.in_flight + 1
             own_s = LOOP_PASSES * self._lag_s()
             self._limit.observe(self._now() - start, answered, alone and at_once == 1, at_once, own_s)
             self._metrics.places.set(self.places(release, INTERACTIVE))
 
     def places(self, release: Release, priority: Priority) -> int:
-        """Requests at once up to which one of this priority is let in."""
-        ceiling = release.config.serve.max_in_flight
+        """Requests at once, of this process, up to which one of this priority is let in."""
+        ceiling = self._ceiling(release)
         if priority == INTERACTIVE:
             return self._limit.places(ceiling)
         return max(1, int(BATCH_SHARE * self._limit.steady(ceiling)))  # a batch makes no bursts: it can wait
@@ -112,16 +118,19 @@ class Admission:
         total, places = self._in_flight.total, self.places(release, INTERACTIVE)
         if total < places or self.is_stalled:
             return None
-        self._limit.arrived(total, release.config.serve.max_in_flight)
+        self._limit.arrived(total, self._ceiling(release))
         self._count_refused("places", INTERACTIVE)
         if self._now() >= self._turned_away_until:
             self._turned_away = self._overloaded(f"all {places} places are taken")
             self._turned_away_until = self._now() + SAME_REFUSAL_S
         return self._turned_away
 
+    def _ceiling(self, release: Release) -> int:
+        return self._group.share(release.config.serve.max_in_flight)
+
     def _check(self, release: Release, priority: Priority, deadline: float) -> None:
         total = self._in_flight.total
-        self._limit.arrived(total, release.config.serve.max_in_flight)
+        self._limit.arrived(total, self._ceiling(release))
         places = self.places(release, priority)
         if total >= places:
             if self.is_stalled:

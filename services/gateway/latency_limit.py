@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
+from services.gateway.group import Group
+
 TOLERANCE, PATIENCE = 2.7, 8.0
 """Mean latency that is aimed at in overload, in latencies of a lone request: where nearly all find no place, and where
 hardly anybody does. The first keeps the p99 within three times a lone request's. The second has larger batches, which
@@ -52,11 +54,18 @@ LONE_REQUESTS = 32
 
 
 class LatencyLimit:
-    """For one event loop. `now` is in seconds."""
+    """For one event loop. `now` is in seconds.
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    `group`: the processes in front of the same ensemble, each with a limit of its own. They begin with a share, are in
+    overload together (else one with few callers would take the room that the others make), and measure together what a
+    lone request takes.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic, group: Group | None = None) -> None:
         self._now = now
-        self._limit = START
+        self._group = group or Group.alone()
+        self._start = max(1.0, START / self._group.size)
+        self._limit = self._start
         self._lone: deque[float] = deque(maxlen=LONE_REQUESTS)
         self.is_overloaded = False
         self._too_many, self._arrived_at = 0.0, now()
@@ -66,7 +75,12 @@ class LatencyLimit:
 
     def places(self, ceiling: int) -> int:
         """Requests that may be in the ensemble at once now: 1 to `ceiling`."""
-        return self.steady(ceiling) if self.is_overloaded else ceiling
+        return self.steady(ceiling) if self.holds else ceiling
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is an overload, here or in another process."""
+        return self.is_overloaded or self._group.worst_of_others(self._now()) > 0
 
     def steady(self, ceiling: int) -> int:
         """Requests at once that keep latency near that of an idle ensemble, overload or not: 1 to `ceiling`."""
@@ -76,7 +90,7 @@ class LatencyLimit:
     def arrived(self, at_once: int, ceiling: int) -> None:
         """A request came while `at_once` were in the ensemble."""
         limit = self.steady(ceiling)
-        bound = limit if self.is_overloaded else min(BURST * limit, ceiling)
+        bound = limit if self.holds else min(BURST * limit, ceiling)
         now = self._now()
         kept = math.exp((self._arrived_at - now) / MEMORY_S)
         self._too_many = kept * self._too_many + (1.0 - kept) * (at_once >= bound)
@@ -85,7 +99,9 @@ class LatencyLimit:
             self.is_overloaded = self._too_many >= OVERLOAD
         elif self._too_many < RELIEF:
             self.is_overloaded = False
-            self._limit = max(self._limit, START)  # what a flood has left is too little to tell bursts by
+            self._limit = max(self._limit, self._start)  # what a flood has left is too little to tell bursts by
+        # No longer than that if none arrives: callers may go elsewhere.
+        self._group.overloaded(self._too_many if self.is_overloaded else 0.0, now + MEMORY_S)
 
     @property
     def latency_s(self) -> float:
@@ -95,14 +111,14 @@ class LatencyLimit:
     @property
     def lone_s(self) -> float:
         """What a lone request takes; 0 = not known yet."""
-        return median(self._lone) if self._lone else 0.0
+        return median(self._lone) if self._lone else self._group.lone_s
 
     def refused(self) -> None:
         """A request was refused, since every place was taken."""
         self._refused += 1
 
     def observe(self, elapsed_s: float, answered: bool, alone: bool, at_once: int, own_s: float = 0.0) -> None:
-        """A request has ended that was `alone` in the ensemble, or one of `at_once`.
+        """A request has ended that was `alone` in the ensemble, or one of `at_once`, those of other processes included.
 
         `own_s` of its time it waited for this process, which is no fault of the ensemble.
         One that got no answer says something about latency only if it waited longer than an answer should take.
@@ -112,6 +128,7 @@ class LatencyLimit:
         elapsed_s = max(0.0, elapsed_s - own_s)
         if answered and alone:
             self._lone.append(elapsed_s)
+            self._group.measured(self.lone_s)
         if not answered and elapsed_s <= TOLERANCE * self.lone_s:
             return
         self._sum_s += elapsed_s
@@ -122,8 +139,9 @@ class LatencyLimit:
             self._begin()
 
     def _tolerance(self) -> float:
-        """From `PATIENCE` at `RELIEF` down to `TOLERANCE` at `FLOODED`."""
-        flooded = min(1.0, max(0.0, (self._too_many - RELIEF) / (FLOODED - RELIEF)))
+        """From `PATIENCE` at `RELIEF` down to `TOLERANCE` at `FLOODED`, by the process where it is worst."""
+        too_many = max(self._too_many, self._group.worst_of_others(self._now()))
+        flooded = min(1.0, max(0.0, (too_many - RELIEF) / (FLOODED - RELIEF)))
         return flooded * TOLERANCE + (1.0 - flooded) * PATIENCE
 
     def _begin(self) -> None:
@@ -132,7 +150,7 @@ class LatencyLimit:
 
     def _adapt(self) -> None:
         """By a window of overload that refused somebody; in any other it is not the limit that makes the latency."""
-        if not (self.is_overloaded and self._refused and self.lone_s):
+        if not (self.holds and self._refused and self.lone_s):
             return
         step = math.sqrt(self._tolerance() * self.lone_s / (self._sum_s / self._count))
         if self._most < 2:  # a lone request waits for no other

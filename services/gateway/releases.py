@@ -61,9 +61,11 @@ class ReleaseServicer(releases_pb2_grpc.ReleaseServiceServicer):  # type: ignore
     async def GetReleaseStatus(  # noqa: N802  the name in the proto
         self, request: GetReleaseStatusRequest, context: grpc.aio.ServicerContext
     ) -> GetReleaseStatusResponse:
-        """Which release requests are admitted for, and which ones requests are still in flight for."""
+        """Which release requests are admitted for, and which ones are in flight: in all processes of this gateway."""
         return GetReleaseStatusResponse(
-            admitted=self._watch.admitted, ready=self._watch.is_ready, in_flight=self._in_flight.by_release()
+            admitted=self._in_flight.group.admitted,
+            ready=self._watch.is_ready,
+            in_flight=self._in_flight.by_release(),
         )
 
     async def TryRelease(  # noqa: N802  the name in the proto

@@ -8,6 +8,8 @@ Neither torch nor faiss is imported here: the gateway knows a release's vocabula
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,10 @@ from services.common.server import GrpcServer, ServerOptions, server_options
 from services.common.tracing import open_tracing
 from services.gateway.admission import Admission
 from services.gateway.calls import Breaker, EnsembleCalls
+from services.gateway.group import Group, Table
 from services.gateway.in_flight import InFlight
 from services.gateway.loop_lag import LoopLag
+from services.gateway.processes import Processes
 from services.gateway.releases import RELEASE_SERVICE, ReleaseServicer
 from services.gateway.servicer import CandidateServicer
 from services.gateway.triton_client import Ensemble
@@ -35,12 +39,20 @@ SERVICE = "pinrec.v1.CandidateService"
 FULL = f"{SERVICE}/full"
 """Health of full answers: SERVING only while the stages answer."""
 
+UNREADY_S = 2.0
+"""One of several processes takes connections when it can answer; or after so long, while no other takes any."""
+
+_LOOK_S = 0.02
+
 MAX_REQUEST_BYTES = 8 << 20
 """A batch of 256 requests that each exclude 2,000 items takes 5 MB."""
 
 
 class Gateway:
-    """The process: a server, a client of Triton and the watch that decides when the first is SERVING."""
+    """The process: a server, a client of Triton and the watch that decides when the first is SERVING.
+
+    `group`: the processes that share its port, none without it.
+    """
 
     def __init__(
         self,
@@ -50,17 +62,21 @@ class Gateway:
         canary_s: float,
         registry: CollectorRegistry,
         fallback: bool = True,
+        group: Group | None = None,
     ) -> None:
         metrics = GatewayMetrics(registry)
-        in_flight = InFlight(metrics.in_flight)
+        self.group = group or Group.alone()
+        in_flight = InFlight(metrics.in_flight, self.group)
         self.server = GrpcServer(
             [SERVICE, RELEASE_SERVICE], options, registry, open_tracing("gateway"), MAX_REQUEST_BYTES
         )
         self.ensemble = Ensemble(triton, self.server.tracing)
         breaker = Breaker(metrics)
-        self.watch = ReleaseWatch(releases, self.ensemble, breaker, metrics, self._set_health, canary_s, fallback)
+        self.watch = ReleaseWatch(
+            releases, self.ensemble, breaker, metrics, self._set_health, self.group, canary_s, fallback
+        )
         calls = EnsembleCalls(self.ensemble, breaker, metrics)
-        self.lag = LoopLag(metrics.loop_lag)
+        self.lag = LoopLag(metrics.loop_lag, self.group)
         admission = Admission(in_flight, metrics, lag_s=lambda: self.lag.seconds)
         servicer = CandidateServicer(self.watch, admission, breaker, calls, metrics)
         self.server.edge.turn_away = servicer.turn_away
@@ -75,8 +91,10 @@ class Gateway:
 
     async def run(self) -> None:
         """Serve until SIGTERM, then drain. The watch never ends by itself: an error in it ends the process."""
-        await self.server.start()
-        running = (self.watch.run(), self.lag.run(), self.server.run_until_stopped())
+        await self.server.stand_by()
+        if self.group.size == 1:  # asked for its health at once
+            await self._listen()
+        running = (self.watch.run(), self.lag.run(), self._serve())
         tasks = [asyncio.create_task(one) for one in running]
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
@@ -84,6 +102,24 @@ class Gateway:
         await self.ensemble.close()
         for task in done:
             task.result()
+
+    async def _serve(self) -> None:
+        if self.group.size > 1:
+            await self._until_needed()
+            await self._listen()
+        await self.server.run_until_stopped()
+
+    async def _listen(self) -> None:
+        await self.server.listen()
+        self.group.listen()
+
+    async def _until_needed(self) -> None:
+        """One of several leaves calls to those who can answer, if there are any, until it can."""
+        start = time.monotonic()
+        while not self.watch.admitted:
+            if time.monotonic() - start > UNREADY_S and not self.group.others_listen:
+                return
+            await asyncio.sleep(_LOOK_S)
 
 
 @click.command(name="gateway")
@@ -102,22 +138,44 @@ class Gateway:
     show_default=True,
     help="Answer from the release's popular lists, marked as degraded, while the stages do not.",
 )
+@click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="How many share the port, one a core (SO_REUSEPORT); the next numbers after the metrics port are the others'.",
+)
+@click.option("--member", type=(click.Path(path_type=Path), int), hidden=True)
 @server_options(listen="localhost:8500", metrics_port=9500)
-def main(releases: Path, triton: str, canary_s: float, fallback: bool, **options: Any) -> None:
+def main(
+    releases: Path,
+    triton: str,
+    canary_s: float,
+    fallback: bool,
+    processes: int,
+    member: tuple[Path, int] | None,
+    **options: Any,
+) -> None:
     """Serve pinrec.v1.CandidateService in front of a Triton with the `pinrec` ensemble.
 
     Health is SERVING once a canary request came back from the whole ensemble for the release that serving.json names,
     and with --no-fallback only while they do; that of pinrec.v1.CandidateService/full always means the latter. SIGTERM
     drains: health NOT_SERVING, calls in flight are answered, then the process ends.
+
+    With --processes each of them is such a gateway. This one starts them, starts again what dies or hangs, and drains
+    all on SIGTERM.
     """
-    configure_logging("gateway", options["log_format"])
-    gateway_options = ServerOptions(**options)
-
-    async def serve() -> None:
-        gateway = Gateway(releases, triton, gateway_options, canary_s, process_registry(), fallback)
-        await gateway.run()
-
+    configure_logging("gateway" if member is None else f"gateway.{member[1]}", options["log_format"])
     with one_line_errors():
+        if processes > 1 and member is None:
+            sys.exit(Processes(processes, ServerOptions(**options), sys.argv[1:]).run())
+        group = None if member is None else Group(Table.open(member[0]), member[1])
+        gateway_options = ServerOptions(**options, shared_port=group is not None)
+
+        async def serve() -> None:
+            gateway = Gateway(releases, triton, gateway_options, canary_s, process_registry(), fallback, group)
+            await gateway.run()
+
         uvloop.run(serve())
 
 

@@ -20,6 +20,7 @@ from services.common.errors import status_of
 from services.common.metrics import GatewayMetrics
 from services.gateway.calls import Breaker
 from services.gateway.fallback import PopularAnswers
+from services.gateway.group import Group
 from services.gateway.triton_client import Ensemble
 
 POLL_S = 0.25
@@ -45,7 +46,8 @@ class SetHealth(Protocol):
 class ReleaseWatch:
     """Follows `serving.json` under `root` and sends canaries through `ensemble`, which open and close `breaker`.
 
-    With `fallback` an admitted release is also served from its popular lists, and the gateway stays SERVING.
+    With `fallback` an admitted release is also served from its popular lists, and the gateway stays SERVING. `group` is
+    told what is admitted.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ReleaseWatch:
         breaker: Breaker,
         metrics: GatewayMetrics,
         set_health: SetHealth,
+        group: Group,
         canary_s: float = 5.0,
         fallback: bool = True,
     ) -> None:
@@ -63,6 +66,7 @@ class ReleaseWatch:
         self._breaker = breaker
         self._metrics = metrics
         self._set_health = set_health
+        self._group = group
         self._canary_s = canary_s
         self._fallback = fallback
         self._admitted: Release | None = None
@@ -144,6 +148,7 @@ class ReleaseWatch:
         if self._admitted is not None:
             self._metrics.release_switches.inc()
         self._admitted, self.popular = release, popular
+        self._group.admit(release.number)
         self._metrics.active_release.set(release.number)
         self._metrics.release_watermark_ms.set(release.manifest["watermark_ms"])
         self._count(passed=True)

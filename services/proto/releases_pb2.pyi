@@ -99,11 +99,12 @@ class GetReleaseStatusResponse(google.protobuf.message.Message):
     READY_FIELD_NUMBER: builtins.int
     IN_FLIGHT_FIELD_NUMBER: builtins.int
     admitted: builtins.int
-    """Release that requests are admitted for; 0 = none yet."""
+    """Release that requests are admitted for; 0 = none yet, or not the same one in every process of this gateway."""
     ready: builtins.bool
+    """Of the process that answers: whether the stages answer it."""
     @property
     def in_flight(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.int]:
-        """Requests in flight by release."""
+        """Requests in flight by release, in every process of this gateway."""
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from pinrec_core.release import Release
 from services.common.metrics import GatewayMetrics
 from services.gateway.admission import BATCH, INTERACTIVE, Admission
 from services.gateway.calls import FAILURES_IN_A_ROW, Breaker, RetryBudget
+from services.gateway.group import Group
 from services.gateway.in_flight import InFlight
 
 
@@ -22,7 +23,7 @@ class World:
         self.now_s = 50.0
         self.registry = CollectorRegistry()
         self.metrics = GatewayMetrics(self.registry)
-        self.admission = Admission(InFlight(self.metrics.in_flight), self.metrics, lambda: self.now_s)
+        self.admission = Admission(InFlight(self.metrics.in_flight, Group.alone()), self.metrics, lambda: self.now_s)
 
     def place(self, places=4, priority=INTERACTIVE, deadline=math.inf):
         release = Release(Path("releases/1"), 1, {}, config_from_dict({"serve": {"max_in_flight": places}}), None)

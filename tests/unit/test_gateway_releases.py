@@ -20,6 +20,7 @@ from pinrec_core.release.golden import CANARY_USER_ID, GoldenRequest, write_gold
 from pinrec_core.schema import Vocabulary
 from pinrec_core.serving.contract import STAGES
 from services.common.metrics import GatewayMetrics
+from services.gateway.group import Group
 from services.gateway.in_flight import InFlight
 from services.gateway.releases import ReleaseServicer, Trial, judged
 from services.proto.releases_pb2 import GetReleaseStatusRequest, TryReleaseRequest
@@ -79,8 +80,10 @@ def root(tmp_path):
 def served(root, ensemble):
     registry = CollectorRegistry()
     metrics = GatewayMetrics(registry)
-    watch = SimpleNamespace(admitted=1, is_ready=True)
-    return ReleaseServicer(root, ensemble, watch, InFlight(metrics.in_flight), metrics), registry
+    watch = SimpleNamespace(is_ready=True)
+    group = Group.alone()
+    group.admit(1)
+    return ReleaseServicer(root, ensemble, watch, InFlight(metrics.in_flight, group), metrics), registry
 
 
 def tried(root, ensemble, release=2):
