@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -211,9 +212,20 @@ def eager(program: Program) -> Program:
     return program
 
 
-def compiled(program: Program) -> Program:
+def compiled(program: Program, backend: str = "inductor") -> Program:
     """Compiled for exactly its shapes; a graph break is an error."""
-    return torch.compile(program, fullgraph=True, dynamic=False)
+    return torch.compile(with_own_code(program), fullgraph=True, dynamic=False, backend=backend)
+
+
+def with_own_code(program: Program) -> Program:
+    """The same function on a copy of its code.
+
+    Dynamo counts compilations by code object and gives up after eight: all buckets' programs share one otherwise.
+    """
+    assert isinstance(program, FunctionType)
+    return FunctionType(
+        program.__code__.replace(), program.__globals__, program.__name__, program.__defaults__, program.__closure__
+    )
 
 
 class GraphRecorder:

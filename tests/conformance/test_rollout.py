@@ -1,6 +1,7 @@
 """Every fast path of generation agrees with its plain twin: cache = no cache, batch = single, shared prefix = own."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -146,6 +147,23 @@ def test_compiled_equals_plain_and_never_compiles_again():
             torch.testing.assert_close(
                 static(inputs, branches), rollout(model, inputs, branches, plan), atol=1e-4, rtol=0
             )
+
+
+@torch.inference_mode()
+def test_more_buckets_than_dynamo_compiles_of_one_function():
+    """Traced by Dynamo, run as it is: what compiling would add takes minutes for so many shapes."""
+    plan = PLANS[2]
+    model, _, _ = case(plan, [1], outcomes=[[0, 1]], layers=1)
+    make_program = partial(compiled, backend="eager")
+    static = static_rollout(model, plan, make_program, batches=(1, 2, 3, 4), lengths=(3, 6, 9))
+    static.warm_up()
+    assert static.num_programs == 16
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for lengths in ([9, 3], [0], [5, 5, 1, 2]):
+            _, inputs, branches = case(plan, lengths, outcomes=[[1, 0]] * len(lengths))
+            inputs = given_id_emb(model, inputs)
+            plain = rollout(model, inputs, branches, plan)
+            torch.testing.assert_close(static(inputs, branches), plain, atol=1e-5, rtol=0)
 
 
 @pytest.mark.gpu
