@@ -16,7 +16,7 @@ from pinrec_core.errors import InvalidConfig
 from pinrec_core.release import ReleaseFacts, ServingState, publish, write_serving_state
 from pinrec_core.schema import Vocabulary
 from services.cli.up import Stack, calls, check, is_free, processes, up
-from tests.ports import free_ports
+from tests.ports import free_ports, free_run
 
 
 @pytest.fixture
@@ -115,6 +115,27 @@ def test_processes_in_order_with_their_addresses(stack, tmp_path, monkeypatch):
         *("--listen", f"127.0.0.1:{stack.gateway_port}", "--reflection"),
         *("--metrics-port", str(stack.gateway_metrics_port)),
     ]
+
+
+def test_gateway_processes_have_a_metrics_port_each(stack, monkeypatch):
+    monkeypatch.setattr("services.cli.up.locate", lambda: None)
+    assert "--processes" not in processes(stack)[-1].command
+    several = replace(stack, gateway_metrics_port=free_run(3), gateway_processes=3)
+    assert list(processes(several)[-1].command)[-2:] == ["--processes", "3"]
+    check(several)
+    last = several.gateway_metrics_port + 2
+    with socket.socket() as taken:
+        taken.bind((stack.host, last))
+        taken.listen()
+        words = (
+            rf"--gateway-metrics-port \(with --gateway-processes\) has value {last}, which another process listens on"
+        )
+        with pytest.raises(InvalidConfig, match=words):
+            check(several)
+    with pytest.raises(InvalidConfig, match=f"--items-port has value {last}, which is also|has value {last}, which is"):
+        check(replace(several, items_port=last))
+    with pytest.raises(InvalidConfig, match="has value 65536; allowed: 65535 at most"):
+        check(replace(several, gateway_metrics_port=65_534))
 
 
 def test_batch_view_is_passed_on(stack, tmp_path, monkeypatch):

@@ -74,6 +74,13 @@ class FollowingGateway:
         return TryReleaseResponse(problem=self._problem, num_requests=8, mean_overlap=1.0)
 
 
+class DividedGateway(FollowingGateway):
+    """One of its processes is always behind."""
+
+    def status(self):
+        return GetReleaseStatusResponse(admitted=0 if serving_state(self._root).active == 2 else 1, ready=True)
+
+
 def go(root, number, *gateways, wait_s=60.0):
     said = []
     state = Switch(root, gateways, wait_s, said.append).to(number)
@@ -197,3 +204,9 @@ def test_killed_at_each_step_it_leaves_a_state_that_serves_and_that_a_rerun_comp
     assert serving_state(root) == left
     state, _ = go(root, 2, FollowingGateway(root))
     assert state == serving_state(root) == ServingState(2, (2,), previous=1)
+
+
+def test_the_old_release_stays_open_while_a_process_of_a_gateway_does_not_follow(root):
+    with pytest.raises(Unavailable, match="gateway:1: not every process admits requests for release 2 yet"):
+        go(root, 2, DividedGateway(root), wait_s=0.0)
+    assert serving_state(root) == ServingState(2, (1, 2), 1)
