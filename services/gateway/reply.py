@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
+
+import numpy as np
 
 from pinrec_core.messages import CandidateIds, Count, PerCandidate, PerEmbedding, Scores, Status
 from pinrec_core.release import Release
 from services.common.logs import note_call
 from services.common.metrics import GatewayMetrics
-from services.proto.candidates_pb2 import Candidate, GetCandidatesRequest, GetCandidatesResponse, Why
+from services.proto.candidates_pb2 import GetCandidatesRequest, GetCandidatesResponse
 
 
 @dataclass
@@ -43,8 +44,7 @@ def build_reply(
     """The response without its times, which the caller knows."""
     status = Status(output.status)
     reasons = [reason for bit, reason in DEGRADED_REASONS.items() if bit in status]
-    return GetCandidatesResponse(
-        candidates=_candidates(output, release.vocabulary.outcomes, request.explain),
+    reply = GetCandidatesResponse(
         release=release.number,
         history_length=output.history_length,
         realtime_events=output.realtime_events,
@@ -55,9 +55,12 @@ def build_reply(
         embeddings_generated=output.num_generated,
         embeddings_kept=output.num_kept,
     )
+    _add_candidates(reply, output, release.vocabulary.outcomes, request.explain)
+    return reply
 
 
-def _candidates(output: PathOutput, outcomes: tuple[str, ...], explain: bool) -> list[Candidate]:
+def _add_candidates(reply: GetCandidatesResponse, output: PathOutput, outcomes: tuple[str, ...], explain: bool) -> None:
+    """In place and field by field: a third of the time of messages that are built and then copied."""
     rows = zip(
         output.candidate_ids.tolist(),
         output.scores.tolist(),
@@ -65,29 +68,32 @@ def _candidates(output: PathOutput, outcomes: tuple[str, ...], explain: bool) ->
         output.source.tolist(),
         strict=True,
     )
-    return [
-        Candidate(
-            item_id=item_id,
-            score=score,
-            outcome=outcomes[outcome],
-            why=_why(output, source) if explain and source >= 0 else None,
-            filled=source < 0,
-        )
-        for item_id, score, outcome, source in rows
-    ]
+    add = reply.candidates.add
+    for item_id, score, outcome, source in rows:
+        candidate = add()
+        candidate.item_id = item_id
+        candidate.score = score
+        candidate.outcome = outcomes[outcome]
+        if source < 0:
+            candidate.filled = True
+        elif explain:
+            why = candidate.why
+            why.step, why.target_offset = int(output.step[source]), int(output.target_offset[source])
+            why.embedding_index = source
 
 
-def _why(output: PathOutput, source: int) -> Why:
-    return Why(step=int(output.step[source]), target_offset=int(output.target_offset[source]), embedding_index=source)
+def observe_candidates(output: PathOutput, outcomes: tuple[str, ...], metrics: GatewayMetrics) -> None:
+    """Count the candidates that were served of each outcome, and those of them that filled up."""
+    served = np.bincount(output.candidate_outcomes, minlength=len(outcomes)).tolist()
+    filled = np.bincount(output.candidate_outcomes[output.source < 0], minlength=len(outcomes)).tolist()
+    for outcome, count, fillers in zip(outcomes, served, filled, strict=True):
+        if count:
+            metrics.candidates.labels(outcome).inc(count)
+            metrics.filled.labels(outcome).inc(fillers)
 
 
 def observe_reply(reply: GetCandidatesResponse, metrics: GatewayMetrics) -> None:
-    """Count what was served: outcomes, fills, cold starts, degradation, compression, times of the stages."""
-    served = Counter(candidate.outcome for candidate in reply.candidates)
-    filled = Counter(candidate.outcome for candidate in reply.candidates if candidate.filled)
-    for outcome, count in served.items():
-        metrics.candidates.labels(outcome).inc(count)
-        metrics.filled.labels(outcome).inc(filled[outcome])
+    """Count cold starts and degraded answers; observe compression and the times of the stages."""
     if reply.cold_start:
         metrics.cold_start.inc()
     if reply.degraded:

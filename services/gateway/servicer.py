@@ -18,7 +18,7 @@ from services.common.logs import note_call
 from services.common.metrics import GatewayMetrics
 from services.gateway.admission import BATCH, Admission
 from services.gateway.calls import Breaker, EnsembleCalls
-from services.gateway.reply import build_reply, observe_reply
+from services.gateway.reply import build_reply, observe_candidates, observe_reply
 from services.gateway.resolve import resolve
 from services.gateway.triton_client import EnsembleAnswer
 from services.gateway.watch import ReleaseWatch
@@ -139,12 +139,15 @@ class CandidateServicer(candidates_pb2_grpc.CandidateServiceServicer):  # type: 
                 raise
             request_id = request_id or _noted_id(request)
             resolved = resolve(request, release, request_id, _now_ms(), _remaining_ms(deadline))
-            reply = build_reply(popular.answer(resolved), request, release, request_id)
+            output = popular.answer(resolved)
+            reply = build_reply(output, request, release, request_id)
             _note_times(reply, {}, 0.0, time.monotonic() - start)
         else:
             self._check_one_release(answer, release)
-            reply = build_reply(answer.output, request, release, request_id)
+            output = answer.output
+            reply = build_reply(output, request, release, request_id)
             _note_times(reply, _stage_times(answer, ensemble_s), ensemble_s, time.monotonic() - start)
+        observe_candidates(output, release.vocabulary.outcomes, self._metrics)
         observe_reply(reply, self._metrics)
         return reply
 

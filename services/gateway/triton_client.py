@@ -6,11 +6,12 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from pinrec_core.messages import CandidateRequest
-from pinrec_core.serving.contract import ENSEMBLE, STAGES
+from pinrec_core.serving.contract import ENSEMBLE, NUMPY_OF, STAGES
 from pinrec_core.serving.error_words import error_from_text
 from pinrec_core.serving.reconnect import QUICK_RECONNECT
 from pinrec_core.serving.triton_io import decode_fields, encode_fields
@@ -80,7 +81,10 @@ class Ensemble:
 
 
 def _decode(result: Any) -> EnsembleAnswer:
-    arrays = {spec.name: result.as_numpy(spec.name)[0] for spec in ENSEMBLE.outputs}
+    response = result.get_response()
+    raw = zip(response.outputs, response.raw_output_contents, strict=True)  # one pass: `as_numpy` looks each name up
+    tensors = {out.name: np.frombuffer(data, NUMPY_OF[out.datatype]).reshape(out.shape) for out, data in raw}
+    arrays = {spec.name: tensors[spec.name][0] for spec in ENSEMBLE.outputs}
     return EnsembleAnswer(
         output=PathOutput(**decode_fields(_FIELDS, arrays)),
         stage_us={stage.name: int(arrays[stage.elapsed_tensor][0]) for stage in STAGES},
