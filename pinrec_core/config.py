@@ -155,7 +155,7 @@ class RetrieveConfig:
     nprobe: int = 0
     """0 = chosen at build for `recall_target`."""
     ef_search: int = 0
-    """Of the HNSW coarse quantizer; 0 = 2 x nprobe."""
+    """Of the graph that finds the cells to probe; 0 = chosen at build, which may leave the graph out."""
     recall_target: float = 0.98
     overfetch_factor: float = 2.0
     popular_per_list: int = 1_000
@@ -168,7 +168,8 @@ class ServeConfig:
 
     max_candidates: int = 1_000
     default_deadline_ms: int = 1_000
-    max_in_flight: int = 64
+    max_in_flight: int = 128
+    """Requests in the ensemble at once. More than it needs: what a stall of half a second leaves behind is answered."""
     allocation: Literal["largest_remainder", "stochastic"] = "largest_remainder"
     max_excluded: int = 2_000
     max_batch: int = 256

@@ -19,7 +19,7 @@ from statistics import median
 
 from services.gateway.group import Group
 
-TOLERANCE, PATIENCE = 2.7, 8.0
+TOLERANCE, PATIENCE = 2.2, 8.0
 """Mean latency that is aimed at in overload, in latencies of a lone request: where nearly all find no place, and where
 hardly anybody does. The first keeps the p99 within three times a lone request's. The second has larger batches, which
 make a request cheaper: a load that few places could not carry goes through, later, and nobody is refused."""
@@ -31,10 +31,11 @@ BURST = 2.0
 """More requests at once than so many times the limit are too many, if it lasts."""
 
 OVERLOAD, RELIEF = 0.5, 0.2
-"""Share of the requests of late that found too many: from the first on it is an overload, until below the second."""
+"""Share of the requests that found too many: from the first on it is an overload, until below the second."""
 
-MEMORY_S = 0.7
-"""How late "of late" is: a second ago counts a quarter of now."""
+LASTING_S, LATELY_S = 2.0, 0.7
+"""Memory of that share, to begin with and to end with. An overload must have lasted for more than a second, which a
+stall and the work that it left behind have not; it is over as soon as a second shows it."""
 
 START = 16.0
 """Places before anything was measured."""
@@ -68,7 +69,7 @@ class LatencyLimit:
         self._limit = self._start
         self._lone: deque[float] = deque(maxlen=LONE_REQUESTS)
         self.is_overloaded = False
-        self._too_many, self._arrived_at = 0.0, now()
+        self._lasting, self._lately, self._arrived_at = 0.0, 0.0, now()
         self._recent: deque[float] = deque(maxlen=RECENT_REQUESTS)
         self._since = now()
         self._sum_s, self._count, self._most, self._refused = 0.0, 0, 0, 0
@@ -92,16 +93,22 @@ class LatencyLimit:
         limit = self.steady(ceiling)
         bound = limit if self.holds else min(BURST * limit, ceiling)
         now = self._now()
-        kept = math.exp((self._arrived_at - now) / MEMORY_S)
-        self._too_many = kept * self._too_many + (1.0 - kept) * (at_once >= bound)
+        self._lasting = self._remembered(self._lasting, at_once >= bound, (now - self._arrived_at) / LASTING_S)
+        self._lately = self._remembered(self._lately, at_once >= bound, (now - self._arrived_at) / LATELY_S)
         self._arrived_at = now
         if not self.is_overloaded:
-            self.is_overloaded = self._too_many >= OVERLOAD
-        elif self._too_many < RELIEF:
-            self.is_overloaded = False
+            self.is_overloaded = self._lasting >= OVERLOAD
+        elif self._lately < RELIEF:
+            self.is_overloaded, self._lasting = False, self._lately
             self._limit = max(self._limit, self._start)  # what a flood has left is too little to tell bursts by
         # No longer than that if none arrives: callers may go elsewhere.
-        self._group.overloaded(self._too_many if self.is_overloaded else 0.0, now + MEMORY_S)
+        self._group.overloaded(self._lately if self.is_overloaded else 0.0, now + LASTING_S)
+
+    @staticmethod
+    def _remembered(share: float, too_many: bool, memories: float) -> float:
+        """The share with one more request, so many memories after the one before."""
+        kept = math.exp(-memories)
+        return kept * share + (1.0 - kept) * too_many
 
     @property
     def latency_s(self) -> float:
@@ -140,8 +147,8 @@ class LatencyLimit:
 
     def _tolerance(self) -> float:
         """From `PATIENCE` at `RELIEF` down to `TOLERANCE` at `FLOODED`, by the process where it is worst."""
-        too_many = max(self._too_many, self._group.worst_of_others(self._now()))
-        flooded = min(1.0, max(0.0, (too_many - RELIEF) / (FLOODED - RELIEF)))
+        lately = max(self._lately, self._group.worst_of_others(self._now()))
+        flooded = min(1.0, max(0.0, (lately - RELIEF) / (FLOODED - RELIEF)))
         return flooded * TOLERANCE + (1.0 - flooded) * PATIENCE
 
     def _begin(self) -> None:

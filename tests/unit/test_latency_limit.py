@@ -65,19 +65,19 @@ def test_a_lone_request_is_the_measure(ensemble):
 
 
 def test_too_many_at_once_are_an_overload_if_it_lasts(ensemble):
-    """Half of the requests of late, which fade with e^(-t / 0.7 s): after 0.7 ln 2 = 0.485 s."""
-    ensemble.overload(at_once=32, seconds=0.48)  # twice the limit
+    """Half of the requests, which fade with e^(-t / 2 s): after 2 ln 2 = 1.386 s."""
+    ensemble.overload(at_once=32, seconds=1.38)  # twice the limit
     assert (ensemble.limit.is_overloaded, ensemble.limit.places(64)) == (False, 64)
     ensemble.overload(at_once=32, seconds=0.01)
     assert (ensemble.limit.is_overloaded, ensemble.limit.places(64)) == (True, START)
 
 
 def test_an_overload_is_over_once_few_find_every_place_taken(ensemble):
-    """From half of the requests to a fifth: 0.7 ln 2.5 = 0.641 s."""
-    ensemble.overload(at_once=32, seconds=0.49)
-    ensemble.overload(at_once=15, seconds=0.63)
+    """After 1.39 s of it 1 - e^(-1.39 / 0.7) = .863 of those lately, and a fifth after 0.7 ln(.863 / .2) = 1.023 s."""
+    ensemble.overload(at_once=32, seconds=1.39)
+    ensemble.overload(at_once=15, seconds=1.01)
     assert ensemble.limit.is_overloaded
-    ensemble.overload(at_once=15, seconds=0.03)
+    ensemble.overload(at_once=15, seconds=0.02)
     assert ensemble.limit.places(64) == 64
 
 
@@ -86,10 +86,12 @@ def test_a_stall_or_a_burst_is_none(ensemble):
         ensemble.overload(at_once=60, seconds=0.3)
         ensemble.overload(at_once=5, seconds=0.7)
         assert not ensemble.limit.is_overloaded
-    ensemble.overload(at_once=60, seconds=0.4)
-    ensemble.now_s += 3.0  # nobody comes, and the first who does finds nobody
+    ensemble.overload(at_once=5, seconds=6.0)
+    ensemble.overload(at_once=60, seconds=1.2)  # a long stall, and the work that it left behind
+    assert not ensemble.limit.is_overloaded
+    ensemble.now_s += 9.0  # nobody comes, and the first who does finds nobody
     ensemble.overload(at_once=0, seconds=0.01)
-    ensemble.overload(at_once=60, seconds=0.4)
+    ensemble.overload(at_once=60, seconds=1.2)
     assert not ensemble.limit.is_overloaded
 
 
