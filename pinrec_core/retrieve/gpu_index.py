@@ -42,7 +42,7 @@ class GpuIvfIndex(IvfHnswIndex):
     def _nearest_rows(
         self, queries: NDArray[np.float32], k: int, selector: Any
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        asked, nprobe = k if selector is None else 2 * k, self.parameters(k).nprobe
+        asked, nprobe = k if selector is None else 2 * k, self.num_probes(k)
         if max(asked, nprobe) > MOST_ON_GPU:
             return super()._nearest_rows(queries, k, selector)
         with self._turn:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pinrec_core.config import RetrieveConfig
 from pinrec_core.errors import InvalidConfig, InvalidData, InvalidRelease, InvalidRequest
-from pinrec_core.retrieve.tuning import choose_nprobe, exact_kth_scores, measure_recall
+from pinrec_core.retrieve.tuning import choose_ef_search, choose_nprobe, exact_kth_scores, measure_recall
 
 FORMAT = 1
 FLAT_BELOW = 20_000
@@ -145,7 +145,11 @@ class FlatIndex(MainIndex):
 
 
 class IvfHnswIndex(MainIndex):
-    """Cells around k-means centroids that an HNSW graph finds; `nprobe` cells are scanned, more for a large k."""
+    """Cells around k-means centroids; `nprobe` of them are scanned, more for a large k.
+
+    ef_search: 0 = the cells of a query are found by products with all centroids, else by an HNSW graph over them. The
+    build takes what is cheaper: the graph for few of many cells.
+    """
 
     def __init__(self, index: Any, ids: NDArray[np.int64], nprobe: int, ef_search: int, num_threads: int = 0) -> None:
         super().__init__(index, ids, num_threads)
@@ -153,18 +157,29 @@ class IvfHnswIndex(MainIndex):
         self._ef_search = ef_search
         self.centroids = faiss.downcast_index(index.quantizer).reconstruct_n(0, index.nlist)  # float32 [nlist, D]
 
-    def parameters(self, k: int, selector: Any = None) -> Any:
-        """Per call, since threads share an index: probe cells that hold 2 k items on average, and at least `nprobe`."""
-        for_k = -(-2 * k * self.faiss.nlist // self.num_items)
-        nprobe = min(max(self._nprobe, for_k), self.faiss.nlist)
-        ef_search = self._ef_search if nprobe <= self._nprobe else max(self._ef_search, 2 * nprobe)
-        graph = faiss.SearchParametersHNSW(efSearch=ef_search)  # Faiss's own default is 16 whatever nprobe is
-        return faiss.SearchParametersIVF(nprobe=nprobe, quantizer_params=graph, sel=selector)
+    def num_probes(self, k: int) -> int:
+        """Cells to scan for k items: those that hold 2 k on average, and at least `nprobe`."""
+        return int(min(max(self._nprobe, -(-2 * k * self.faiss.nlist // self.num_items)), self.faiss.nlist))
+
+    def search_near(
+        self, index: Any, queries: NDArray[np.float32], k: int, selector: Any = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Search the nearest cells of an IVF index that has this one's: scores and rows [n, k], row -1 where they hold
+        fewer.
+        """
+        nprobe = self.num_probes(k)
+        if self._ef_search:
+            ef_search = self._ef_search if nprobe <= self._nprobe else max(self._ef_search, 2 * nprobe)
+            graph = faiss.SearchParametersHNSW(efSearch=ef_search)  # per call, since threads share an index
+            to_cells, cells = self.faiss.quantizer.search(queries, nprobe, params=graph)
+        else:
+            to_cells, cells = _largest(queries @ self.centroids.T, nprobe)
+        return search_cells(index, queries, cells, to_cells, k, selector)
 
     def _nearest_rows(
         self, queries: NDArray[np.float32], k: int, selector: Any
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        scores, rows = self.faiss.search(queries, k, params=self.parameters(k, selector))
+        scores, rows = self.search_near(self.faiss, queries, k, selector)
         short = np.flatnonzero(rows[:, -1] < 0)  # Faiss pads with row -1 where the probed cells held too few items
         for chunk in np.split(short, range(_EXHAUSTIVE_CHUNK, len(short), _EXHAUSTIVE_CHUNK)):
             if len(chunk):
@@ -179,14 +194,35 @@ def search_all_cells(
 
     The graph is left out, since it does not promise to reach each centroid.
     """
-    to_cells = np.ascontiguousarray(queries @ centroids.T)  # [n, nlist]
-    cells = np.tile(np.arange(index.nlist), (len(queries), 1))
+    to_cells = queries @ centroids.T  # [n, nlist]
+    return search_cells(index, queries, np.tile(np.arange(index.nlist), (len(queries), 1)), to_cells, k, selector)
+
+
+def search_cells(
+    index: Any,
+    queries: NDArray[np.float32],
+    cells: NDArray[np.int64],
+    to_cells: NDArray[np.float32],
+    k: int,
+    selector: Any = None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Scan these cells [n, p] of an IVF index (-1 = none), of which `to_cells` [n, p] says the products with queries.
+
+    Returns scores and rows [n, k], row -1 where the cells hold fewer.
+    """
     scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    everywhere = faiss.SearchParametersIVF(nprobe=index.nlist, sel=selector)
+    probes = faiss.SearchParametersIVF(nprobe=cells.shape[1], sel=selector)
+    given = [np.ascontiguousarray(array) for array in (queries, cells, to_cells)]
     # Faiss's Python call of this name takes no parameters, so the one below it is called.
-    arrays = [faiss.swig_ptr(array) for array in (queries, cells, to_cells, scores, rows)]
-    index.search_preassigned_c(len(queries), arrays[0], k, *arrays[1:], False, everywhere)
+    arrays = [faiss.swig_ptr(array) for array in (*given, scores, rows)]
+    index.search_preassigned_c(len(queries), arrays[0], k, *arrays[1:], False, probes)
     return scores, rows
+
+
+def _largest(values: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The `count` largest of each row, in no order, and their columns."""
+    columns = np.argpartition(values, -count, axis=1)[:, -count:]
+    return np.take_along_axis(values, columns, axis=1), columns
 
 
 def build_index(
@@ -199,9 +235,9 @@ def build_index(
     """Build the index of a corpus and write it into the new `folder`.
 
     ids: int64 [N], distinct. vectors: float32 [N, D], L2-normalized. queries: float32 [Q, D], generated embeddings to
-    choose nprobe on; without them, corpus vectors that k-means did not see (it sees all of a corpus below 1,024), which
-    are easier to find than generated embeddings. Returns the facts for the manifest, as in
-    index.json: kind, codes, num_items, dim, nlist, nprobe, ef_search, recall (at `recall_at`, against exact search),
+    choose nprobe and ef_search on; without them, corpus vectors that k-means did not see (it sees all of a corpus below
+    1,024), which are easier to find than generated embeddings. Returns the facts for the manifest, as in index.json:
+    kind, codes, num_items, dim, nlist, nprobe, ef_search (0 = no graph), recall (at `recall_at`, against exact search),
     recall_target. Raises InvalidData if the vectors are empty, not finite or do not fit the ids; InvalidConfig if
     retrieve.nlist does not fit the corpus.
     """
@@ -349,14 +385,14 @@ def _tune(
     kth_scores = exact_kth_scores(_build_flat(vectors)[0], queries, k)
     rows = np.arange(len(vectors))
 
-    def ef_search(nprobe: int) -> int:
-        return config.ef_search or 2 * nprobe
-
-    def recall(nprobe: int) -> float:
-        served = IvfHnswIndex(index, rows, nprobe, ef_search(nprobe))
+    def recall(nprobe: int, ef_search: int = 0) -> float:
+        served = IvfHnswIndex(index, rows, nprobe, ef_search)
         found = np.stack([hits[0] for hits in served.search(queries, [k] * len(queries))])
         return measure_recall(vectors, queries, found, kth_scores)
 
     fixed = min(config.nprobe, index.nlist)
     nprobe, reached = (fixed, recall(fixed)) if fixed else choose_nprobe(recall, index.nlist, config.recall_target)
-    return {"nprobe": nprobe, "ef_search": ef_search(nprobe), "recall": round(reached, 4), "recall_at": k}
+    enough = min(reached, config.recall_target)
+    ef_search = config.ef_search or choose_ef_search(lambda ef: recall(nprobe, ef), nprobe, index.nlist, enough)
+    reached = recall(nprobe, ef_search)
+    return {"nprobe": nprobe, "ef_search": ef_search, "recall": round(reached, 4), "recall_at": k}

@@ -117,5 +117,4 @@ class SideIndex:
         """Scores and item ids [n, k]. Missing ones have the lowest score there is; with `whole` none is missing."""
         if whole or not isinstance(self._main, IvfHnswIndex):
             return search_all_cells(self._index, self._centroids, queries, k)
-        scores, item_ids = self._index.search(queries, k, params=self._main.parameters(k))
-        return scores, item_ids
+        return self._main.search_near(self._index, queries, k)

@@ -1,4 +1,7 @@
-"""How many cells to probe: the fewest that reach a recall, measured on real vectors. No Faiss object is made here."""
+"""How many cells to probe, and how to find them: the cheapest that reaches a recall, measured on real vectors.
+
+No Faiss object is made here.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SCORE_TOLERANCE = 1e-6
+_CELLS_A_STEP = 100
 _GOOD_ENOUGH = 0.002
 """Where the codes keep the target out of reach, recall this close to the best is not worth more cells."""
 
 
 def choose_nprobe(recall: Callable[[int], float], nlist: int, target: float) -> tuple[int, float]:
-    """The first nprobe of 1, 2, 3, 4, 6, 8, 12, ... nlist whose `recall(nprobe)` reaches `target`, and that recall.
+    """The first of 1 to 8, 10, 12, 14, 16, 20, ... nlist whose `recall(nprobe)` reaches `target`, and that recall.
 
     If none does, the smallest whose recall is within 0.002 of the best.
     """
@@ -25,6 +29,20 @@ def choose_nprobe(recall: Callable[[int], float], nlist: int, target: float) -> 
             return measured[-1]
     best = max(reached for _, reached in measured)
     return next(pair for pair in measured if pair[1] >= best - _GOOD_ENOUGH)
+
+
+def choose_ef_search(recall: Callable[[int], float], nprobe: int, nlist: int, target: float) -> int:
+    """The first ef_search of 1, 1.5, 2, 3 and 4 times nprobe whose `recall(ef_search)` reaches `target`.
+
+    0, products with all centroids, if none does before those products are cheaper: for 12 queries of width 64, a step
+    of the graph (one of ef_search) costs as much as 100 centroids (`benchmarks/serving/retrieval.py`).
+    """
+    for ef_search in (nprobe, -(-3 * nprobe // 2), 2 * nprobe, 3 * nprobe, 4 * nprobe):
+        if _CELLS_A_STEP * ef_search > nlist:
+            return 0
+        if recall(ef_search) >= target:
+            return ef_search
+    return 0
 
 
 def exact_kth_scores(exact: Any, queries: NDArray[np.float32], k: int) -> NDArray[np.float32]:
@@ -45,10 +63,9 @@ def measure_recall(
 
 
 def _grid(nlist: int) -> Iterator[int]:
-    step = 1
-    while step < nlist:
-        yield step
-        if step > 1 and step * 3 // 2 < nlist:
-            yield step * 3 // 2
-        step *= 2
+    """Four steps an octave."""
+    nprobe = 1
+    while nprobe < nlist:
+        yield nprobe
+        nprobe += max(1, 1 << nprobe.bit_length() >> 3)
     yield nlist

@@ -11,9 +11,9 @@ import pytest
 from pinrec_core.config import RetrieveConfig
 from pinrec_core.errors import InvalidConfig, InvalidData, InvalidRelease, InvalidRequest
 from pinrec_core.items.changes import ItemChanges
-from pinrec_core.retrieve.index import build_index, open_index
+from pinrec_core.retrieve.index import IvfHnswIndex, build_index, open_index
 from pinrec_core.retrieve.live_index import LiveIndex
-from pinrec_core.retrieve.tuning import choose_nprobe, measure_recall
+from pinrec_core.retrieve.tuning import choose_ef_search, choose_nprobe, measure_recall
 
 DIM = 16
 CONFIGS = {
@@ -21,6 +21,7 @@ CONFIGS = {
     "ivf_hnsw-sq8": RetrieveConfig(kind="ivf_hnsw", codes="sq8"),
     "ivf_hnsw-fp16": RetrieveConfig(kind="ivf_hnsw", codes="fp16"),
     "ivf_hnsw-float32": RetrieveConfig(kind="ivf_hnsw", codes="float32"),
+    "ivf_hnsw-graph": RetrieveConfig(kind="ivf_hnsw", ef_search=64),
 }
 
 
@@ -321,7 +322,7 @@ def test_a_large_k_probes_more_cells(tmp_path):
     build_index(*world(4_000), RetrieveConfig(kind="ivf_hnsw", nlist=40, nprobe=3, ef_search=20), tmp_path / "index")
     index = open_index(tmp_path / "index")
     # 100 items a cell: 256 items need cells that hold 512
-    assert {k: index.parameters(k).nprobe for k in (16, 256, 4_000)} == {16: 3, 256: 6, 4_000: 40}
+    assert {k: index.num_probes(k) for k in (16, 256, 4_000)} == {16: 3, 256: 6, 4_000: 40}
 
 
 def test_probes_are_tuned_on_the_queries_given(corpus, tmp_path):
@@ -339,12 +340,40 @@ def test_the_fewest_cells_that_reach_the_target_are_probed():
         tried.append(nprobe)
         return 1 - 0.5 / nprobe
 
-    assert choose_nprobe(recall, 64, 0.9) == (6, pytest.approx(1 - 0.5 / 6))
-    assert tried == [1, 2, 3, 4, 6]
+    assert choose_nprobe(recall, 64, 0.96) == (14, pytest.approx(1 - 0.5 / 14))
+    assert tried == [*range(1, 9), 10, 12, 14]
+    assert choose_nprobe(lambda nprobe: nprobe / 50, 50, 0.98) == (50, 1.0)  # after 48 comes all
+
+
+def test_the_graph_is_asked_as_little_as_reaches_the_target_where_it_is_cheaper_than_products():
+    tried = []
+
+    def recall(ef_search):
+        tried.append(ef_search)
+        return ef_search / 20
+
+    assert choose_ef_search(recall, 7, nlist=4_096, target=0.7) == 14
+    assert tried == [7, 11, 14]
+    assert choose_ef_search(recall, 7, nlist=1_399, target=0.7) == 0  # a step of the graph is worth 100 cells
+    assert choose_ef_search(recall, 7, nlist=4_096, target=1.5) == 0  # not reached by 4 x 7 steps
+
+
+def test_few_of_many_cells_are_found_by_the_graph(tmp_path):
+    """1,000 cells of 4 items: the build measures that a few steps of the graph find the nearest ones."""
+    ids, vectors = world(4_000)
+    config = RetrieveConfig(kind="ivf_hnsw", nlist=1_000, nprobe=4)
+    facts = build_index(ids, vectors, config, tmp_path / "index", near_items(vectors, 100, seed=1))
+    assert 4 <= facts["ef_search"] <= 10
+    by_products = IvfHnswIndex(open_index(tmp_path / "index").faiss, ids, 4, 0)
+    queries = near_items(vectors, 100, seed=2)
+    for (found, _), (expected, _) in zip(
+        open_index(tmp_path / "index").search(queries, [5] * 100), by_products.search(queries, [5] * 100), strict=True
+    ):
+        assert len(np.intersect1d(found, expected)) >= 3
 
 
 def test_an_unreachable_target_takes_the_smallest_near_the_best():
-    reached = {1: 0.5, 2: 0.9, 3: 0.948, 4: 0.949, 6: 0.9495, 8: 0.95}
+    reached = {1: 0.5, 2: 0.9, 3: 0.948, 4: 0.949, 5: 0.949, 6: 0.9495, 7: 0.9495, 8: 0.95}
     assert choose_nprobe(reached.__getitem__, 8, 0.98) == (3, 0.948)
 
 
