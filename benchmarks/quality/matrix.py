@@ -145,7 +145,7 @@ ABLATIONS: Mapping[str, Mapping[str, Scalar]] = {
     "random negatives x 4": {"train.random_negatives": 2048},
     "in-batch negatives off": {"train.in_batch_negatives": False},
     "in-batch scale / 4, equal tokens": {"train.batch_size": 16, "scale.steps": 4.0},
-    "in-batch scale x 3, equal tokens": {"train.batch_size": 192, "scale.steps": 1 / 3},
+    "in-batch scale x 4, equal tokens": {"train.batch_size": 256, "scale.steps": 0.25},
     "ID embedding off": {"model.use_ids": False},
     "1 hash": {"model.num_hashes": 1},
     "4 hashes": {"model.num_hashes": 4},
