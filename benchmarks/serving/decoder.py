@@ -34,6 +34,8 @@ from pinrec_core.generate.static_rollout import StaticRollout, compiled
 TOTAL = 96
 """Embeddings an outcome."""
 OFFSETS = (1, 2, 4, 8, 16)
+HISTORY = 128
+"""Events, where nothing else is said."""
 FEW_STEPS_BAR, CACHE_BAR, PEER_BAR, PREFILL_BAR, DECODE_BAR = 0.15, 0.25, 0.6, 1.4, 3.0
 RECALL_AT, RECALL_CHANGE = 100, 0.005
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -49,15 +51,16 @@ class Size:
     """Of what takes a second a round."""
     batches: tuple[int, ...]
     lengths: tuple[int, ...]
-    compile: bool
+    compiled: tuple[int, ...]
+    """Batches whose rollout is compiled too: each takes minutes."""
     users: int
     """Whose recall is compared between precisions."""
 
 
 SIZES = {
-    "full": Size("100k", 40, 7, (1, 4, 16), (32, 128, 512), True, 500),
-    "small": Size("10k", 15, 3, (1, 16), (32, 128), False, 200),
-    "smoke": Size("smoke", 2, 1, (1, 2), (16,), False, 20),
+    "full": Size("100k", 40, 7, (1, 4, 16), (32, 128, 512), (1, 16), 500),
+    "small": Size("10k", 15, 3, (1, 16), (32, 128), (), 200),
+    "smoke": Size("smoke", 2, 1, (1, 2), (16,), (), 20),
 }
 
 
@@ -120,7 +123,7 @@ def against_floors(world: ServingWorld, size: Size) -> list[Row]:
     release = world.release()
     for name, dtype in DTYPES.items():
         for batch in size.batches:
-            case = case_of(release, batch, size.lengths[-1] if len(size.lengths) == 1 else 128, dtype)
+            case = case_of(release, batch, min(HISTORY, size.lengths[-1]), dtype)
             times = interleaved(_floor_subjects(case, dtype), size.rounds)
             rows += _floor_rows(times, batch, name)
     return rows
@@ -174,7 +177,7 @@ def against_peer(world: ServingWorld, size: Size) -> list[Row]:
     rows = []
     for name, dtype in DTYPES.items():
         for batch in size.batches:
-            case = case_of(world.release(), batch, min(128, size.lengths[-1]), dtype)
+            case = case_of(world.release(), batch, min(HISTORY, size.lengths[-1]), dtype)
             peer, fed = Gpt2Peer(case.model), fed_in_rollout(case.model, case.inputs, case.branches, case.plan)
             difference = _difference(case, peer.run(fed))
             subjects = {"ours": case.roll, "peer": lambda p=peer, f=fed: p.run(f)}
@@ -213,7 +216,7 @@ def _difference(case: Case, theirs: list[Tensor]) -> float:
 
 def few_steps(world: ServingWorld, size: Size) -> list[Row]:
     """Figure 5's latency: the same number of embeddings in fewer, wider steps."""
-    release, length = world.release(), min(128, size.lengths[-1])
+    release, length = world.release(), min(HISTORY, size.lengths[-1])
     plans = {
         offsets: case_of(release, 1, length, num_steps=TOTAL // offsets, offsets_per_step=offsets)
         for offsets in OFFSETS
@@ -263,10 +266,10 @@ def alternatives(world: ServingWorld, size: Size) -> list[Row]:
     """Other ways to run the same rollout, against the plain one in float32."""
     rows, release = [], world.release()
     for batch in size.batches:
-        length = min(128, size.lengths[-1])
+        length = min(HISTORY, size.lengths[-1])
         cases = {name: case_of(release, batch, length, dtype) for name, dtype in DTYPES.items()}
         subjects: dict[str, Callable[[], object]] = {f"eager {name}": case.roll for name, case in cases.items()}
-        if size.compile:
+        if batch in size.compiled:
             subjects |= {f"compiled {name}": _compiled(case) for name, case in cases.items()}
         times = interleaved(subjects, size.rounds)
         for name in times:
