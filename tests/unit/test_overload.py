@@ -100,7 +100,7 @@ def phases(request):
 
 def test_an_overload_costs_little_throughput_and_latency_stays_within_three_times(phases):
     goodput, p99_s, refused = phases["overload"]
-    assert goodput >= 0.85 * CAPACITY
+    assert goodput >= 0.8 * CAPACITY
     # Of several each has a place at least, and room that one makes is taken by another before it is measured.
     assert p99_s <= (3 if phases["processes"] == 1 else 3.5) * phases["idle"][1]
     assert refused > 0.8
