@@ -13,10 +13,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import click
-import grpc
-import grpc.aio
 from tritonclient.grpc.service_pb2 import ModelInferResponse
 
+from benchmarks.canned import serve
 from pinrec_core.messages import gather
 from pinrec_core.recommend import Recommendation
 from pinrec_core.serving.contract import ENSEMBLE, STAGES
@@ -55,33 +54,12 @@ class _Named:
         setattr(self, name, value)
 
 
-class _Canned(grpc.GenericRpcHandler):
-    def __init__(self, answer: bytes) -> None:
-        async def infer(request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-            await asyncio.sleep(ANSWER_AFTER_S)
-            return answer
-
-        self._handler = grpc.unary_unary_rpc_method_handler(infer)
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        return self._handler if details.method == METHOD else None
-
-
-async def serve(answer: bytes, port: int) -> None:
-    """Until it is killed."""
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers([_Canned(answer)])
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    await server.wait_for_termination()
-
-
 @click.command()
 @click.argument("answer", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("port", type=int)
 def main(answer: Path, port: int) -> None:
     """Serve the bytes of ANSWER on PORT as the answer to every request of the ensemble."""
-    asyncio.run(serve(answer.read_bytes(), port))
+    asyncio.run(serve(METHOD, answer.read_bytes(), port, ANSWER_AFTER_S))
 
 
 if __name__ == "__main__":
