@@ -31,6 +31,7 @@ class Simulation:
     def __init__(self, fixed_s=FIXED_S, each_s=EACH_S, parts=(8,)):
         self.now_s = 0.0
         self._fixed_s, self._each_s = fixed_s, each_s
+        self.slowness = 1.0
         self._rng = random.Random(0)
         self._events, self._number = [], count()
         table = Table.in_memory(len(parts))
@@ -76,7 +77,7 @@ class Simulation:
         if self._waiting and not self._busy:
             batch, self._waiting, self._busy = self._waiting[:32], self._waiting[32:], True
             noise = self._rng.lognormvariate(0.0, 0.2)
-            self._at(self.now_s + noise * (self._fixed_s + len(batch) * self._each_s), lambda: self._end(batch))
+            self._at(self.now_s + noise * self.slowness * (self._fixed_s + len(batch) * self._each_s), lambda: self._end(batch))
 
     def _end(self, batch):
         self._busy = False
@@ -129,6 +130,16 @@ def batching():
 def test_a_load_that_larger_batches_carry_is_carried(batching):
     assert batching["before"][2] == 0
     assert batching["after"][2] <= 0.01, "whatever a flood has left"
+
+
+def test_a_spell_in_which_the_machine_is_slow_is_forgotten_when_it_is_over():
+    simulation = Simulation(fixed_s=0.012, each_s=0.004)
+    simulation.run(2, 60)
+    simulation.run(0.6 * 229, 10)
+    simulation.slowness = 3.0  # 76 answers a second at best: some must be refused
+    assert simulation.run(0.6 * 229, 10)[2] > 0.1
+    simulation.slowness = 1.0
+    assert simulation.run(0.6 * 229, 30, skip_s=2)[2] == 0
 
 
 def test_a_flood_is_kept_from_the_latency_of_large_batches(batching):
