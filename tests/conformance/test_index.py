@@ -142,6 +142,15 @@ def test_recall_against_the_oracle(index, corpus, queries):
     assert np.mean(overlap) > 0.95
 
 
+def test_the_recall_target_holds_for_queries_that_it_was_not_tuned_on(index, built, corpus):
+    queries = near_items(corpus[1], 500, seed=4)
+    found = index.search(queries, [100] * len(queries))
+    overlap = [
+        len(np.intersect1d(ids, oracle(corpus, query, 100))) for (ids, _), query in zip(found, queries, strict=True)
+    ]
+    assert np.mean(overlap) / 100 >= built[0]["recall_target"] - 0.005  # two samples of 200 and 500 differ by less
+
+
 def test_scores_descend_and_are_the_inner_products(index, corpus, queries):
     ids, vectors = corpus
     by_id = dict(zip(ids.tolist(), vectors, strict=True))
