@@ -103,12 +103,13 @@ def gather_rows(rows: Tensor, shards: list[Tensor], rows_per_shard: int) -> Tens
     """Rows of a table that is cut into shards [R / S, ...]: int64 [m] -> [m, ...]."""
     if len(shards) == 1:
         return shards[0].index_select(0, rows)
+    ordered, order = torch.sort(rows)  # those of a shard lie together, in the order of the file
+    starts = torch.arange(len(shards) + 1) * rows_per_shard
+    bounds: list[int] = torch.searchsorted(ordered, starts).tolist()
+    places = ordered.remainder(rows_per_shard)
+    parts = [shard.index_select(0, places[bounds[at] : bounds[at + 1]]) for at, shard in enumerate(shards)]
     out = torch.empty([rows.size(0), shards[0].size(1)], dtype=shards[0].dtype)
-    for index, shard in enumerate(shards):
-        here = torch.nonzero(torch.div(rows, rows_per_shard, rounding_mode="floor") == index).squeeze(1)
-        if here.numel() > 0:
-            out.index_copy_(0, here, shard.index_select(0, rows.index_select(0, here) - index * rows_per_shard))
-    return out
+    return out.index_copy_(0, order, torch.cat(parts))
 
 
 def open_shards(folder: Path) -> tuple[list[Tensor], int]:
