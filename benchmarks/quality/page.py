@@ -64,7 +64,7 @@ def sections(found: Gathered, measured: Measured) -> list[Section]:
     """Everything that there is something to show of, the verdicts first."""
     verdicts = tuple(verdicts_of(found, measured))
     made: list[Section | None] = [
-        Claims("Claims", verdicts, "On test users that nothing was tuned on. Gains and ratios have to clear 0 and 1."),
+        Claims("Claims", verdicts, _claims_note(found)),
         *(section for group, world in _COMPARISONS for section in comparison(found, group, world)),
         figure5(found, measured.latencies),
         latency(measured.latencies),
@@ -76,6 +76,18 @@ def sections(found: Gathered, measured: Measured) -> list[Section]:
         runs(found, measured.failed),
     ]  # fmt: skip
     return [section for section in made if section is not None]
+
+
+def _claims_note(found: Gathered) -> str:
+    """How much of the bench stands behind the verdicts."""
+    runs, missing = len(found.all_jobs()), sum(map(len, found.missing().values()))
+    note = "On test users that nothing was tuned on. Gains and ratios have to clear 0 and 1."
+    if missing:
+        note += (
+            f" Of {runs:,} runs some are not there yet (see the end of the page): verdicts rest on the seeds that each "
+            "section names, with one seed on its users alone."
+        )
+    return note
 
 
 def verdicts_of(found: Gathered, measured: Measured) -> list[Claim]:
