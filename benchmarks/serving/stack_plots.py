@@ -11,7 +11,12 @@ from matplotlib.figure import Figure
 from benchmarks.serving.timing import median, spread
 
 _DPI = 110
-_COLOURS = {"gateway": "tab:blue", "ensemble": "tab:green", "naive service": "tab:red"}
+_COLOURS = {
+    "gateway": "tab:blue",
+    "ensemble": "tab:green",
+    "naive service": "tab:red",
+    "naive service, requests at once": "tab:orange",
+}
 _QUEUE_COLOURS = ("tab:grey", "tab:purple")
 _LIMIT_MS = 100.0
 

@@ -34,7 +34,9 @@ from services.triton.tools import locate
 Send = Callable[[int], Awaitable[Any]]
 """Makes call number i and returns the answer."""
 
-GATEWAY, TRITON, NOOP, NAIVE = "gateway", "ensemble", "no-op gRPC call", "naive service"
+GATEWAY, TRITON, NOOP = "gateway", "ensemble", "no-op gRPC call"
+NAIVES = {"naive service": False, "naive service, requests at once": True}
+"""By name: whether it works on several requests at once."""
 TIMEOUT_S = 30.0
 """Of a call: longer than any waits where nobody is refused."""
 _FIRST_PORT = 28_000
@@ -44,7 +46,7 @@ _AS_BY_DEFAULT = ("OMP_WAIT_POLICY", "OPENBLAS_THREAD_TIMEOUT", "OMP_NUM_THREADS
 
 @dataclass(frozen=True)
 class Subjects:
-    """What runs. `sends` by name: `GATEWAY`, `TRITON`, `NOOP`, each empty ensemble, and `NAIVE`."""
+    """What runs. `sends` by name: `GATEWAY`, `TRITON`, `NOOP`, each empty ensemble, each of `NAIVES`."""
 
     world: ServingWorld
     fleet: Fleet
@@ -82,14 +84,15 @@ async def subjects(world: ServingWorld, folder: Path) -> AsyncIterator[Subjects]
         (folder / "answer.bin").write_bytes(answer)
         noop = held.enter_context(noop_server(folder))
         empty = held.enter_context(empty_triton(world, messages, folder))
-        naive = held.enter_context(naive_server(world, folder))
         sends = {
             GATEWAY: gateway,
             TRITON: ensemble_send(f"{stack.host}:{stack.triton_grpc_port}", ENSEMBLE.name, world, held),
             NOOP: gateway_send(await held.enter_async_context(channel(noop)), world.spec.users),
             **{variant.name: ensemble_send(empty, variant.name, world, held) for variant in VARIANTS},
-            NAIVE: await held.enter_async_context(naive_send(naive, world.spec.users)),
         }
+        for name, at_once in NAIVES.items():
+            port = held.enter_context(naive_server(world, folder, at_once))
+            sends[name] = await held.enter_async_context(naive_send(port, world.spec.users))
         yield Subjects(world, fleet, messages, workers, sends, len(answer))
 
 
@@ -153,14 +156,14 @@ def noop_server(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def naive_server(world: ServingWorld, folder: Path, at_once: bool = False) -> Iterator[int]:
+def naive_server(world: ServingWorld, folder: Path, at_once: bool) -> Iterator[int]:
     """The port of the naive service."""
     port = free_port()
     folders = ("--releases", world.releases, "--batch-views", world.batch_views, "--vectors", world.vectors)
     line = [sys.executable, "-m", "benchmarks.serving.naive", *map(str, folders), "--port", str(port)]
     line += ["--at-once" if at_once else "--in-turn"]
     own = {name: value for name, value in os.environ.items() if name not in _AS_BY_DEFAULT}
-    with started(Process("naive", line, lambda: answers(f"http://127.0.0.1:{port}/docs"), own), folder):
+    with started(Process(f"naive-{port}", line, lambda: answers(f"http://127.0.0.1:{port}/docs"), own), folder):
         yield port
 
 

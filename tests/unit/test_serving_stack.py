@@ -80,12 +80,16 @@ def test_the_best_number_of_callers_has_the_highest_median():
     assert rows.growth_row(levels[1], levels[32]).figures["ratio"][0] == pytest.approx(2.5)
 
 
-def test_every_stage_must_form_batches():
-    formed = [loop(32, 50.0, {"generate": 9.0, "retrieve": 5.0}), loop(32, 50.0, {"generate": 9.0, "retrieve": 3.5})]
-    row = rows.batches_row(formed, ("generate", "retrieve"))
-    assert row.figures["batches"] == {"generate": 9.0, "retrieve": 4.25}
+def test_batches_must_form_where_requests_wait():
+    stages = ("fetch_signals", "generate", "retrieve")
+    formed = [
+        loop(32, 50.0, {"fetch_signals": 2.0, "generate": 9.0, "retrieve": 5.0}),
+        loop(32, 50.0, {"fetch_signals": 2.0, "generate": 9.0, "retrieve": 3.5}),
+    ]
+    row = rows.batches_row(formed, stages, stages[1:])
+    assert row.figures["batches"] == {"fetch_signals": 2.0, "generate": 9.0, "retrieve": 4.25}
     assert row.met is True
-    assert rows.batches_row(formed[1:], ("generate", "retrieve")).met is False
+    assert rows.batches_row(formed[1:], stages, stages[1:]).met is False
 
 
 def test_cpu_of_a_request_is_the_sum_of_its_processes():
