@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pinrec_core.data.batches import event_rows
 from pinrec_core.data.dataset import Dataset
+from pinrec_core.generate.rollout import Branches, rollout
 from pinrec_core.items.vectors import pin_vectors
 from pinrec_core.model.id_embedding import IdEmbedder, export_id_embedding
 from pinrec_core.model.id_tables import Codes
@@ -27,7 +28,8 @@ from pinrec_core.release import ItemTable, ReleaseFacts, publish
 from pinrec_core.retrieve.index import build_index
 
 _ITEMS_A_CALL = 8_192
-_QUERY_USERS = 256
+_QUERY_USERS = 128
+_QUERIES = 512
 
 
 def export(
@@ -90,21 +92,26 @@ def index_vectors(
 
 @torch.inference_mode()
 def generated_queries(model: PinRec, dataset: Dataset) -> NDArray[np.float32]:
-    """What the index will be asked: the prefill's embeddings of some users, every outcome: float32 [Q, D].
+    """What the index will be asked: embeddings of all steps, offsets and outcomes for some users: float32 [Q, D].
 
-    The index chooses its nprobe on them: corpus vectors are easier to find than generated embeddings.
+    The index chooses its probes on them. Corpus vectors are easier to find than generated embeddings, and those of the
+    first offset than later ones.
     """
     histories, longest = dataset.histories, model.config.model.max_history
-    users = np.random.default_rng(0).permutation(histories.num_users)[:_QUERY_USERS]
+    rng = np.random.default_rng(0)
+    users = rng.permutation(histories.num_users)[:_QUERY_USERS]
     ends = histories.offsets[users + 1]
     starts = np.maximum(histories.offsets[users], ends - longest)
-    rows = [event_rows(histories, dataset.items, start, end) for start, end in zip(starts, ends, strict=True)]
-    inputs = collate(rows)
-    hidden = model.hidden_states(inputs)[torch.arange(len(users)), inputs.lengths]  # [U, width]
-    surface = torch.from_numpy(histories.surfaces[ends - 1].astype(np.int64))
-    outcomes = torch.arange(len(dataset.vocabulary.outcomes))
-    queries = model.predict(hidden[:, None], outcomes, torch.ones_like(outcomes), surface[:, None])  # [U, A, D]
-    return queries.flatten(0, 1).numpy()
+    inputs = collate([event_rows(histories, dataset.items, *each) for each in zip(starts, ends, strict=True)])
+    outcomes = np.tile(np.arange(len(dataset.vocabulary.outcomes)), (len(users), 1))  # [U, A]
+    branches = Branches(
+        outcomes=torch.from_numpy(outcomes),
+        actions=torch.from_numpy(dataset.vocabulary.action_of_outcome[outcomes].astype(np.int64)),
+        surface=torch.from_numpy(histories.surfaces[ends - 1].astype(np.int64)),
+        request_time_ms=torch.from_numpy(histories.timestamps_ms[ends - 1]),
+    )
+    queries = rollout(model, inputs, branches, model.config.generate).flatten(0, 2).numpy()  # [U A M, D]
+    return queries[rng.permutation(len(queries))[:_QUERIES]]
 
 
 def fingerprint(model: PinRec) -> str:

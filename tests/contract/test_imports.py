@@ -24,7 +24,7 @@ ALLOWED = {
     "retrieve": {"items.changes"},
     "data": {"items.content", "items.log", "model.inputs"},
     "train": {"data", "model"},
-    "train.export": {"data", "items", "model", "train", "retrieve"},
+    "train.export": {"data", "generate", "items", "model", "train", "retrieve"},
     "generate": {"model"},
     "eval": {"data", "model", "generate", "retrieve"},
     "eval.baselines": {"data", "model", "generate", "retrieve", "eval", "train"},

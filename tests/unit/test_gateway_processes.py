@@ -199,6 +199,16 @@ def test_without_stages_one_says_that_it_is_live_and_not_ready_and_all_end_clean
     assert "Traceback" not in log.read()
 
 
+def test_by_default_a_gateway_starts_no_other_process_and_shares_its_port_with_nobody(gateway):
+    port = free_port()
+    started, _ = gateway(port=port, metrics=0)
+    assert eventually(lambda: health(port, LIVE) == health_pb2.HealthCheckResponse.SERVING)
+    assert descendants(started.pid) == []
+    for other in ("1", "2"):
+        second, _ = gateway("--processes", other, port=port, metrics=0)
+        assert second.wait(timeout=60) == 1
+
+
 def test_what_keeps_one_from_starting_ends_all(gateway):
     port, metrics = free_port(), free_run(2)
     with listening(metrics, socket.SO_REUSEADDR):

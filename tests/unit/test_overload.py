@@ -76,8 +76,8 @@ class Simulation:
     def _begin(self):
         if self._waiting and not self._busy:
             batch, self._waiting, self._busy = self._waiting[:32], self._waiting[32:], True
-            noise = self._rng.lognormvariate(0.0, 0.2)
-            self._at(self.now_s + noise * self.slowness * (self._fixed_s + len(batch) * self._each_s), lambda: self._end(batch))
+            noise = self.slowness * self._rng.lognormvariate(0.0, 0.2)
+            self._at(self.now_s + noise * (self._fixed_s + len(batch) * self._each_s), lambda: self._end(batch))
 
     def _end(self, batch):
         self._busy = False
