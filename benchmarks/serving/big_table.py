@@ -24,7 +24,7 @@ SHARDS = 10
 
 
 def make_big_table(folder: Path, parameters: int, requests: int) -> None:
-    """A release's ID embedding over a table of zeros with the rows of some requests' items, and what those must give."""
+    """A release's ID embedding over zeros with the rows of some requests' items, and what those must give."""
     if (folder / "expected.npy").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
