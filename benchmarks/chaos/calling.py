@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
 import numpy as np
 
+from benchmarks.chaos.table import Row
 from benchmarks.chaos.world import USERS
 from loadtest.open_loop import Call, closed_loop, open_loop
 from pinrec_core.serving.reconnect import QUICK_RECONNECT
@@ -22,6 +23,10 @@ from services.proto.candidates_pb2_grpc import CandidateServiceStub
 NUM_CANDIDATES = 50
 DEADLINE_S = 1.0
 CAPACITY_CALLERS = (8, 16, 32)
+ANY_CALLERS = (1, 2, 3, 4, 5, 6, 8, 16, 32)
+"""Numbers of callers among whose throughputs the capacity is looked for."""
+P99_TIMES = 3.0
+"""What is answered with a p99 of more lone callers' p99 than this does not count as capacity."""
 FULL, REFUSED = "full", "RESOURCE_EXHAUSTED"
 
 Send = Callable[[int], Awaitable[Any]]
@@ -96,6 +101,56 @@ async def throughputs(address: str, seconds: float, callers: Sequence[int] = CAP
 async def capacity_rps(address: str, seconds: float, callers: Sequence[int] = CAPACITY_CALLERS) -> float:
     """Full answers a second: the best of some numbers of callers without a pause, after one round to warm up."""
     return max(one.rps for one in await throughputs(address, seconds, callers))
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The most that callers without a pause get while their p99 is at most three times a lone caller's.
+
+    Batches make many callers cheaper to answer than few, so more can be had for a longer wait (`peak`).
+    """
+
+    unloaded: list[Call]
+    """A lone caller's calls."""
+    measured: list[Throughput]
+    """Of each number of callers, the fewest first."""
+
+    @property
+    def rps(self) -> float:
+        """Full answers a second."""
+        return self._in_time.rps
+
+    @property
+    def _in_time(self) -> Throughput:
+        bar_ms = P99_TIMES * percentile_ms(self.unloaded, 99)
+        in_time = (one for one in self.measured if one.p99_ms <= bar_ms)
+        return max(in_time, key=lambda one: one.rps, default=self.measured[0])
+
+    def row(self) -> Row:
+        """What is taken as capacity, and what is to be had for a longer wait."""
+        most, peak = self._in_time, max(self.measured, key=lambda one: one.rps)
+        return Row(
+            f"capacity: most answers with a p99 of at most {P99_TIMES} times a lone caller's",
+            "-",
+            f"{most.rps:.1f}/s ({most.callers} callers, p99 {most.p99_ms:.0f} ms); at any p99 "
+            f"{peak.rps:.1f}/s ({peak.callers} callers, p99 {peak.p99_ms:.0f} ms)",
+            None,
+            {"throughputs": [asdict(one) for one in self.measured]},
+        )
+
+
+async def measured_capacity(address: str, seconds: float, callers: Sequence[int] = ANY_CALLERS) -> Capacity:
+    """Of a stack on which nothing else works; `seconds` for each number of callers, and twice that for a lone one."""
+    async with grpc.aio.insecure_channel(address, QUICK_RECONNECT) as channel:
+        await closed_loop(asker(channel), 1, seconds)
+        unloaded = await closed_loop(asker(channel), 1, 2 * seconds)
+    return Capacity(unloaded, await throughputs(address, seconds, callers))
+
+
+def percentile_ms(calls: Sequence[Call], percent: float) -> float:
+    """Milliseconds from the sending; NaN without calls."""
+    sent = [1000 * (call.latency_s - call.late_s) for call in calls]
+    return float(np.percentile(sent, percent)) if sent else float("nan")
 
 
 class Load:

@@ -1,8 +1,7 @@
 """Ten times the capacity: what is answered, how fast the rest is refused, and how soon it is over.
 
 Triton has a core of its own; gateway, signals, items and the callers share another. Capacity and the unloaded latency
-are measured under the same pinning. Capacity is the most that callers without a pause get while their p99 keeps to the
-bar: batches make many callers cheaper to answer than few, so more can be had for a longer wait (`peak`).
+are measured under the same pinning.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,21 @@ import uvloop
 from benchmarks.chaos.calling import (
     DEADLINE_S,
     FULL,
+    P99_TIMES,
     Load,
-    Throughput,
-    asker,
     counted,
     kind_of,
+    measured_capacity,
+    percentile_ms,
     request_of,
     seen,
-    throughputs,
     words,
 )
 from benchmarks.chaos.fleet import Change, as_they_are, running
 from benchmarks.chaos.http2 import RawCall, RawConnection
 from benchmarks.chaos.table import Row, show
 from benchmarks.chaos.world import World
-from loadtest.open_loop import Call, closed_loop
-from pinrec_core.serving.reconnect import QUICK_RECONNECT
+from loadtest.open_loop import Call
 from services.cli.supervisor import Process
 from services.proto.candidates_pb2 import GetCandidatesResponse
 
@@ -49,9 +47,7 @@ CONNECTIONS = 8
 TICK_S = 0.005
 """Calls that became due since the last tick are sent together, so much late at most: the callers share a core."""
 TIMES = 10.0
-CALLERS = (1, 2, 3, 4, 5, 6, 8, 16, 32)
-"""Numbers of callers whose throughput is measured."""
-CALM_BAR, GOODPUT_BAR, P99_BAR, REFUSED_BAR_MS, RECOVERY_BAR_S = 0.01, 0.9, 3.0, 20.0, 2.0
+CALM_BAR, GOODPUT_BAR, REFUSED_BAR_MS, RECOVERY_BAR_S = 0.01, 0.9, 20.0, 2.0
 HALF = 0.5
 """Share of the capacity that is asked for before the overload and after it."""
 CALM_S = 1.0
@@ -88,11 +84,7 @@ def measure(world: World, folder: Path, seconds: float = 60.0, pin: bool = True)
 
 async def flooded(gateway: str, seconds: float, is_pinned: bool) -> list[Row]:
     """The rows of a stack that runs."""
-    async with grpc.aio.insecure_channel(gateway, QUICK_RECONNECT) as channel:
-        await closed_loop(asker(channel), 1, seconds / 12)
-        unloaded = await closed_loop(asker(channel), 1, seconds / 6)
-    measured = await throughputs(gateway, seconds / 12, CALLERS)
-    capacity = capacity_in_time(measured, P99_BAR * _percentile(unloaded, 99))
+    capacity = await measured_capacity(gateway, seconds / 12)
     async with Load(gateway, capacity.rps * HALF) as half:
         await asyncio.sleep(seconds / 6)
     began = time.monotonic()
@@ -100,26 +92,8 @@ async def flooded(gateway: str, seconds: float, is_pinned: bool) -> list[Row]:
     await asyncio.sleep(seconds)
     async with Load(gateway, capacity.rps * HALF) as after:
         await asyncio.sleep(seconds / 6)
-    rows = judged(capacity.rps, unloaded, await load, after.calls, began, is_pinned)
-    return [capacity_row(capacity, measured), calm(half.calls), *rows]
-
-
-def capacity_in_time(measured: Sequence[Throughput], p99_ms: float) -> Throughput:
-    """The most that is answered with this p99 or less; the fewest callers' if nothing is."""
-    return max((one for one in measured if one.p99_ms <= p99_ms), key=lambda one: one.rps, default=measured[0])
-
-
-def capacity_row(capacity: Throughput, measured: Sequence[Throughput]) -> Row:
-    """What is taken as capacity, and what is to be had for a longer wait."""
-    peak = max(measured, key=lambda one: one.rps)
-    return Row(
-        f"capacity: most answers with a p99 of at most {P99_BAR} times a lone caller's",
-        "-",
-        f"{capacity.rps:.1f}/s ({capacity.callers} callers, p99 {capacity.p99_ms:.0f} ms); at any p99 "
-        f"{peak.rps:.1f}/s ({peak.callers} callers, p99 {peak.p99_ms:.0f} ms)",
-        None,
-        {"throughputs": [asdict(one) for one in measured]},
-    )
+    rows = judged(capacity.rps, capacity.unloaded, await load, after.calls, began, is_pinned)
+    return [capacity.row(), calm(half.calls), *rows]
 
 
 async def flood(address: str, rate: float, seconds: float) -> list[Call]:
@@ -175,16 +149,16 @@ def judged(
     began += SETTLE * (end - began)
     during = [call for call in during if call.scheduled_s > began]
     seconds = end - began
-    p99_unloaded = _percentile(unloaded, 99)
+    p99_unloaded = percentile_ms(unloaded, 99)
     answered = [call for call in during if seen(call) == FULL]
     refused = [call for call in during if call.code is grpc.StatusCode.RESOURCE_EXHAUSTED]
-    goodput, p99 = len(answered) / seconds, _percentile(answered, 99)
-    refused_p50, refused_p99, refused_max = (_percentile(refused, percent) for percent in (50, 99, 100))
+    goodput, p99 = len(answered) / seconds, percentile_ms(answered, 99)
+    refused_p50, refused_p99, refused_max = (percentile_ms(refused, percent) for percent in (50, 99, 100))
     others = {what: n for what, n in counted(during).items() if what not in (FULL, "RESOURCE_EXHAUSTED")}
-    recovered = recovery_after(after, end, P99_BAR * p99_unloaded / 1000)
+    recovered = recovery_after(after, end, P99_TIMES * p99_unloaded / 1000)
     figures: dict[str, Any] = {
         "capacity_rps": capacity, "offered_rps": len(during) / seconds, "seen": counted(during), "pinned": is_pinned,
-        "goodput_rps": goodput, "unloaded_p99_ms": p99_unloaded, "admitted_p50_ms": _percentile(answered, 50),
+        "goodput_rps": goodput, "unloaded_p99_ms": p99_unloaded, "admitted_p50_ms": percentile_ms(answered, 50),
         "admitted_p99_ms": p99, "refused_p50_ms": refused_p50, "refused_p99_ms": refused_p99,
         "refused_max_ms": refused_max, "sent_late_p99_ms": float(np.percentile([1000 * c.late_s for c in during], 99)),
         "recovery_s": recovered,
@@ -201,9 +175,9 @@ def judged(
         ),
         Row(
             f"{what}: p99 of admitted / unloaded p99",
-            f"<= {P99_BAR}",
+            f"<= {P99_TIMES}",
             f"{p99 / p99_unloaded:.2f} ({p99:.1f} ms against {p99_unloaded:.1f} ms)",
-            p99 <= P99_BAR * p99_unloaded,
+            p99 <= P99_TIMES * p99_unloaded,
         ),
         Row(
             f"{what}: the rest is refused within",
@@ -228,9 +202,3 @@ def recovery_after(calls: Sequence[Call], since_s: float, in_time_s: float) -> f
         if good >= 0.99 * len(stretch):
             return max(0.0, start - since_s)
     return float("inf")
-
-
-def _percentile(calls: Sequence[Call], percent: float) -> float:
-    """Milliseconds from the sending; NaN without calls."""
-    sent = [1000 * (call.latency_s - call.late_s) for call in calls]
-    return float(np.percentile(sent, percent)) if sent else float("nan")

@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.chaos.calling import FULL, Load, capacity_rps, counted, words
+from benchmarks.chaos.calling import FULL, Load, counted, measured_capacity, words
 from benchmarks.chaos.fleet import Fleet, running
 from benchmarks.chaos.parts import pss_mb
 from benchmarks.chaos.table import Row, finish, save, show
@@ -55,34 +55,34 @@ def main(work: Path, report: Path | None, minutes: float) -> None:
 
 
 def measure(world: World, folder: Path, seconds: float) -> list[Row]:
-    """Both rows."""
+    """All rows."""
     with running(world, folder) as fleet:
-        return [show(row) for row in soak(fleet, seconds, capacity_s=min(10.0, seconds / 4))]
+        return [show(row) for row in soak(fleet, seconds, capacity_s=min(5.0, seconds / 4))]
 
 
 def soak(fleet: Fleet, seconds: float, capacity_s: float, looks: int = LOOKS) -> list[Row]:
-    """Ask, append, and look at memory now and then."""
+    """Ask, append, and look at memory now and then. `capacity_s`: for each number of callers."""
+    capacity = asyncio.run(measured_capacity(fleet.gateway, capacity_s))
     start_ms = int(time.time() * 1000) - 3_600_000
     writer = Writer(fleet.signals, 40_000, start_ms, release=fleet.release, pause_s=APPEND_EVERY_S)
     thread = threading.Thread(target=writer.run)
     thread.start()
     try:
-        rate, calls, memory = asyncio.run(_soak(fleet, seconds, capacity_s, looks))
+        calls, memory = asyncio.run(_soak(fleet, seconds, SHARE_OF_CAPACITY * capacity.rps, looks))
     finally:
         writer.stop.set()
         thread.join()
-    return judged(rate, calls, memory, writer, fleet.restarts())
+    return [capacity.row(), *judged(SHARE_OF_CAPACITY * capacity.rps, calls, memory, writer, fleet.restarts())]
 
 
-async def _soak(fleet: Fleet, seconds: float, capacity_s: float, looks: int) -> tuple[float, list[Call], Memory]:
-    rate = SHARE_OF_CAPACITY * await capacity_rps(fleet.gateway, capacity_s)
+async def _soak(fleet: Fleet, seconds: float, rate: float, looks: int) -> tuple[list[Call], Memory]:
     memory: Memory = {name: [] for name in fleet.parts}
     async with Load(fleet.gateway, rate) as load:
         for _ in range(looks):
             await asyncio.sleep(seconds / looks)
             for name, sessions in fleet.sessions.items():
                 memory[name].append(await asyncio.to_thread(pss_mb, sessions))
-    return rate, load.calls, memory
+    return load.calls, memory
 
 
 def growth(samples: list[float]) -> tuple[float, float, float]:

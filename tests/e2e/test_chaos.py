@@ -89,7 +89,7 @@ def wanted_in(name: str, wanted: tuple[str, ...]) -> bool:
 
 
 def test_a_soak_looks_at_every_part(fleet):
-    errors, memory = soak.soak(fleet, seconds=1.0, capacity_s=0.3, looks=5)
+    _, errors, memory = soak.soak(fleet, seconds=1.0, capacity_s=0.3, looks=5)
     assert errors.figures["seen"]["full"] > 0
     assert {name: len(samples) for name, samples in errors.figures["memory_mb"].items()} == dict.fromkeys(
         fleet.parts, 5

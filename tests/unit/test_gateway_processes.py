@@ -67,8 +67,8 @@ def test_a_port_is_free_again_while_old_connections_linger():
         with socket.create_connection(("127.0.0.1", port)) as client:
             pass
         del client
-    with reserved(f"127.0.0.1:{port}"), listening(port, socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-        pass
+    with reserved(f"127.0.0.1:{port}"), listening(port, socket.SO_REUSEADDR, socket.SO_REUSEPORT) as again:
+        assert again == port
 
 
 @pytest.mark.parametrize("listen", ["unix:/tmp/gateway", "localhost", "nowhere.invalid:1", "192.0.2.1:80"])
