@@ -29,7 +29,7 @@ from benchmarks.chaos.world import make_world
 CALLERS = 8
 EVENT_BYTES, USER_BYTES, REALTIME_BYTES = 33, 24, 22
 """Mapped bytes of an event and of a user in the batch view, and of an event in the realtime view (docs/promises.md)."""
-ITEM_OVERHEAD, INDEX_OVERHEAD, SIGNALS_ITEM_BYTES = 13, 17, 20
+ITEM_OVERHEAD, INDEX_OVERHEAD, SIGNALS_ITEM_BYTES = 13, 25, 20
 ROW_OVERHEAD = 4 + 8 + 1 + 4 + 4 + 8
 """Bytes of an event on the wire beside its content: scale, item, type, action, surface, time."""
 SEEN_BYTES = 8 * 2_000
@@ -127,7 +127,7 @@ def needs(size: Size, costs: dict[str, float]) -> list[Row]:
     view = size.users * (size.events * EVENT_BYTES + USER_BYTES)
     realtime = size.users * size.events_a_day * REALTIME_DAYS * REALTIME_BYTES
     appends = size.users * size.events_a_day / 86_400
-    index = size.items * (size.width + INDEX_OVERHEAD)
+    index = size.items * (1.5 * size.width + INDEX_OVERHEAD)
     table = size.items * (size.width + ITEM_OVERHEAD)
     history = size.history * (size.width + ROW_OVERHEAD) + SEEN_BYTES
     ids = size.history * size.width * 2

@@ -162,7 +162,10 @@ class Bench:
     def times(self, case: Case) -> Times:
         """Every way to roll out, and the floors."""
         static = self.graph_of(case)
-        peer, fed = Gpt2Peer(case.model), fed_in_rollout(case.model, case.inputs, case.branches, case.plan)
+        peer, fed = (
+            Gpt2Peer(case.model, case.model.start_token.dtype),
+            fed_in_rollout(case.model, case.inputs, case.branches, case.plan),
+        )
         batch, num_branches = case.branches.outcomes.shape
         length, content_dim = case.inputs.content.shape[1:]
         config = case.model.config

@@ -78,8 +78,8 @@ def write_page(report: Path, size: str) -> Path:
         "# How fast the stack is",
         "",
         f"`make bench-serving` (size {size}) makes this page; each part is the output of the command under its "
-        "heading. Ratios are to floors and peers of the same run, medians with the 10th and 90th percentile. Times are of this "
-        "machine only; alternatives that were tried are in the JSON beside this page.",
+        "heading. Ratios are to floors and peers of the same run, medians with the 10th and 90th percentile. Times "
+        "are of this machine only; alternatives that were tried are in the JSON beside this page.",
     ]
     for name, values in found(report).items():
         lines += [

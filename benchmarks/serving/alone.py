@@ -37,6 +37,7 @@ from services.triton.tools import locate
 
 PATH = "path"
 """The whole path in one process."""
+PRECISION = "PINREC_PRECISION"
 LEAST_CALLS = 3
 """Even where they take longer than asked for."""
 
@@ -115,9 +116,16 @@ def open_stage(what: str, release: Release, batch_views: Path) -> Run:
     return Retriever.open(release).run
 
 
+def choose_precision() -> None:
+    """Let the decoder multiply in what is fastest here, unless the environment says otherwise."""
+    from pinrec_core.model.packed_linear import has_tiles
+
+    os.environ.setdefault(PRECISION, "bfloat16" if has_tiles() else "float32")
+
+
 def decoder_of_environment() -> tuple[str, str]:
     """Engine and precision, as the stage inside Triton takes them."""
-    return os.environ.get("PINREC_DECODER") or "auto", os.environ.get("PINREC_PRECISION") or "auto"
+    return os.environ.get("PINREC_DECODER") or "auto", os.environ.get(PRECISION) or "auto"
 
 
 def open_path(release: Release, batch_views: Path, messages: Path, users: int) -> tuple[Run, list[Any]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pinrec_core.config import Config, GenerateConfig
+from pinrec_core.generate.generator import in_precision
 from pinrec_core.generate.rollout import Branches, rollout
 from pinrec_core.model.inputs import SequenceInputs
 from pinrec_core.model.pinrec import PinRec
@@ -60,14 +61,17 @@ def random_case(
     return Case(model, inputs.to(like.device, like.dtype), Branches(*(each.to(like.device) for each in given)))
 
 
-def case_of(release: Release, batch: int, length: int, dtype: torch.dtype = torch.float32, **plan: object) -> Case:
-    """A case of a release's network. `plan`: what differs from its generation plan."""
+def case_of(release: Release, batch: int, length: int, precision: str = "float32", **plan: object) -> Case:
+    """A case of a release's network, computing as it does when it serves in `precision`.
+
+    `plan`: what differs from its generation plan.
+    """
     config = replace(
         release.config,
         model=replace(release.config.model, max_history=max(length, release.config.model.max_history)),
         generate=replace(release.config.generate, **plan),  # type: ignore[arg-type]
     )
-    model = model_of(release, config).to(dtype)
+    model = in_precision(model_of(release, config), precision)
     return random_case(model, release.vocabulary, release.content_dim, batch, length)
 
 

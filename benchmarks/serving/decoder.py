@@ -16,6 +16,7 @@ sleep_when_idle()
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -28,6 +29,7 @@ from benchmarks.serving.gemms import decode_products, gemms, prefill_products
 from benchmarks.serving.gpt2_peer import Gpt2Peer, fed_in_rollout
 from benchmarks.serving.timing import Times, interleaved, median, ratio, shown, shown_ratio
 from benchmarks.serving.world import ServingWorld, make_world
+from pinrec_core.generate.generator import in_precision
 from pinrec_core.generate.rollout import conditions_of, decode, new_cache, prefill, rollout_uncached
 from pinrec_core.generate.static_rollout import StaticRollout, compiled
 
@@ -38,7 +40,8 @@ HISTORY = 128
 """Events, where nothing else is said."""
 FEW_STEPS_BAR, CACHE_BAR, PEER_BAR, PREFILL_BAR, DECODE_BAR = 0.15, 0.25, 0.6, 1.4, 3.0
 RECALL_AT, RECALL_CHANGE = 100, 0.005
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16")
+"""Of a CPU; the second is for one with matrix tiles."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,11 @@ def precision(world: ServingWorld, size: Size) -> list[Row]:
     recalls = {}
     with torch.inference_mode():
         vectors = item_vectors(model.eval(), dataset, corpus)
-        for name, dtype in DTYPES.items():
-            scorer = RolloutScorer(model.to(dtype), dataset, corpus, NUM_TARGETS)
+        for name in PRECISIONS:
+            scorer = RolloutScorer(in_precision(model, name), dataset, corpus, NUM_TARGETS)
             scorer.vectors = vectors  # the index is made in float32 whatever the decoder runs in
             recalls[name] = measure_users(scorer, dataset, corpus, users, k=RECALL_AT).summary()
-    before, after = (recalls[name]["target_recall"] for name in DTYPES)
+    before, after = (recalls[name]["target_recall"] for name in PRECISIONS)
     change = after / before - 1 if before else float("nan")
     return [
         Row(
@@ -121,10 +124,10 @@ def against_floors(world: ServingWorld, size: Size) -> list[Row]:
     """Prefill and decode steps against their bare matrix products."""
     rows = []
     release = world.release()
-    for name, dtype in DTYPES.items():
+    for name in PRECISIONS:
         for batch in size.batches:
-            case = case_of(release, batch, min(HISTORY, size.lengths[-1]), dtype)
-            times = interleaved(_floor_subjects(case, dtype), size.rounds)
+            case = case_of(release, batch, min(HISTORY, size.lengths[-1]), name)
+            times = interleaved(_floor_subjects(case, getattr(torch, name)), size.rounds)
             rows += _floor_rows(times, batch, name)
     return rows
 
@@ -156,7 +159,7 @@ def _floor_subjects(case: Case, dtype: torch.dtype) -> dict[str, Callable[[], ob
 
 def _floor_rows(times: Times, batch: int, dtype: str) -> list[Row]:
     rows = []
-    # The bars are those of float32, what a CPU serves with by default.
+    # The bars are for float32: the products of bfloat16 take so little time that all else weighs more.
     for what, bar, bar_batch in (("prefill", PREFILL_BAR, 16), ("decode", DECODE_BAR, 1)):
         value = ratio(times, what, f"{what} GEMMs")
         has_bar = batch == bar_batch and dtype == "float32"
@@ -173,25 +176,32 @@ def _floor_rows(times: Times, batch: int, dtype: str) -> list[Row]:
 
 
 def against_peer(world: ServingWorld, size: Size) -> list[Row]:
-    """The whole rollout against Hugging Face's GPT-2 on the tokens that it feeds."""
+    """The whole rollout against Hugging Face's GPT-2 on the tokens that it feeds, like for like and as each comes."""
     rows = []
-    for name, dtype in DTYPES.items():
-        for batch in size.batches:
-            case = case_of(world.release(), batch, min(HISTORY, size.lengths[-1]), dtype)
-            peer, fed = Gpt2Peer(case.model), fed_in_rollout(case.model, case.inputs, case.branches, case.plan)
-            difference = _difference(case, peer.run(fed))
-            subjects = {"ours": case.roll, "peer": lambda p=peer, f=fed: p.run(f)}
-            times = interleaved(subjects, size.rounds)
-            value = ratio(times, "ours", "peer")
-            has_bar = name == "float32" and batch in (1, 16)
+    for batch in size.batches:
+        ours = {name: case_of(world.release(), batch, min(HISTORY, size.lengths[-1]), name) for name in PRECISIONS}
+        plain = ours["float32"]
+        fed = fed_in_rollout(plain.model, plain.inputs, plain.branches, plain.plan)
+        peers = {name: Gpt2Peer(plain.model, getattr(torch, name)) for name in PRECISIONS}
+        differences = {name: _difference(plain, peer.run(fed)) for name, peer in peers.items()}
+        subjects: dict[str, Callable[[], object]] = {f"ours {name}": case.roll for name, case in ours.items()}
+        subjects |= {f"peer {name}": partial(peer.run, fed) for name, peer in peers.items()}
+        times = interleaved(subjects, size.rounds)
+        for name, theirs, difference in (
+            *((name, name, differences[name]) for name in PRECISIONS),
+            ("bfloat16", "float32", differences["float32"]),
+        ):
+            value = ratio(times, f"ours {name}", f"peer {theirs}")
+            has_bar = batch in (1, 16)
             rows.append(
                 Row(
-                    f"whole rollout / Hugging Face GPT-2 alone on the same tokens, batch {batch}, {name}",
+                    f"whole rollout, {name} / Hugging Face GPT-2 alone on the same tokens, {theirs}, batch {batch}",
                     f"<= {PEER_BAR}" if has_bar else "-",
-                    f"{shown_ratio(value)} ({shown(times['ours'])} against {shown(times['peer'])}; "
-                    f"hidden states differ by at most {difference:.1e})",
+                    f"{shown_ratio(value)} ({shown(times[f'ours {name}'])} against {shown(times[f'peer {theirs}'])}; "
+                    f"the peer's embeddings differ from our float32 by at most {difference:.1e})",
                     value[0] <= PEER_BAR if has_bar else None,
-                    {"batch": batch, "dtype": name, "ratio": value, "times_ms": times, "difference": difference},
+                    {"batch": batch, "dtype": name, "peer_dtype": theirs, "ratio": value, "difference": difference}
+                    | {"times_ms": {which: times[which] for which in (f"ours {name}", f"peer {theirs}")}},
                 )
             )
     return rows
@@ -199,7 +209,7 @@ def against_peer(world: ServingWorld, size: Size) -> list[Row]:
 
 @torch.inference_mode()
 def _difference(case: Case, theirs: list[Tensor]) -> float:
-    """Largest difference of the peer's embeddings from ours: what it computed is what we compute."""
+    """Largest difference of the peer's embeddings from those of our float32 `case`: it computed what we compute."""
     model, plan = case.model, case.plan
     conditions = conditions_of(model, case.inputs, case.branches, plan)
     batch, num_branches = case.branches.outcomes.shape
@@ -210,7 +220,7 @@ def _difference(case: Case, theirs: list[Tensor]) -> float:
             if step == 0
             else hidden.view(batch, num_branches, plan.num_fed, -1)[:, :, -1]
         )
-        blocks.append(model.output_head.given(last[:, :, None], conditions.emitted))
+        blocks.append(model.output_head.given(last[:, :, None].float(), conditions.emitted))
     return float((torch.cat(blocks, dim=2) - case.roll()).abs().max())
 
 
@@ -267,7 +277,7 @@ def alternatives(world: ServingWorld, size: Size) -> list[Row]:
     rows, release = [], world.release()
     for batch in size.batches:
         length = min(HISTORY, size.lengths[-1])
-        cases = {name: case_of(release, batch, length, dtype) for name, dtype in DTYPES.items()}
+        cases = {name: case_of(release, batch, length, name) for name in PRECISIONS}
         subjects: dict[str, Callable[[], object]] = {f"eager {name}": case.roll for name, case in cases.items()}
         if batch in size.compiled:
             subjects |= {f"compiled {name}": _compiled(case) for name, case in cases.items()}

@@ -52,7 +52,7 @@ def fed_in_rollout(model: PinRec, inputs: SequenceInputs, branches: Branches, pl
 class Gpt2Peer:
     """Hugging Face's GPT-2 with the weights of our decoder."""
 
-    def __init__(self, model: PinRec) -> None:
+    def __init__(self, model: PinRec, dtype: torch.dtype) -> None:
         from transformers import GPT2Config, GPT2Model
 
         ours, m = model.decoder, model.config.model
@@ -64,7 +64,7 @@ class Gpt2Peer:
             n_head=m.num_heads,
             activation_function="gelu_new",
         )
-        self.model = GPT2Model(config).eval().to(model.start_token.device, model.start_token.dtype)
+        self.model = GPT2Model(config).eval().to(model.start_token.device, dtype)
         state = {"wpe.weight": ours.positions.weight, "ln_f.weight": ours.norm.weight, "ln_f.bias": ours.norm.bias}
         names = {"attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj",
                  "mlp_norm": "ln_2", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"}  # fmt: skip
@@ -82,15 +82,13 @@ class Gpt2Peer:
     @torch.inference_mode()
     def run(self, fed: Fed) -> list[Tensor]:
         """Hidden states after the prefix, at each row's last token [B, 1, width], and of each step [B, A F, width]."""
-        batch = len(fed.lengths)
-        out = self.model(inputs_embeds=fed.prefix, use_cache=True)
+        batch, dtype = len(fed.lengths), self.model.dtype
+        out = self.model(inputs_embeds=fed.prefix.to(dtype), use_cache=True)
         hidden = [out.last_hidden_state[torch.arange(batch, device=fed.lengths.device), fed.lengths][:, None]]
         for tokens, positions, mask in zip(fed.steps, fed.positions, fed.masks, strict=True):
-            bias = torch.zeros(mask.shape, dtype=tokens.dtype, device=tokens.device).masked_fill(
-                ~mask, torch.finfo(tokens.dtype).min
-            )
+            bias = torch.zeros(mask.shape, dtype=dtype, device=tokens.device).masked_fill(~mask, torch.finfo(dtype).min)
             out = self.model(
-                inputs_embeds=tokens,
+                inputs_embeds=tokens.to(dtype),
                 position_ids=positions,
                 attention_mask=bias,
                 past_key_values=out.past_key_values,

@@ -22,7 +22,7 @@ import uvloop
 
 from benchmarks.chaos.table import Row, save, show
 from benchmarks.serving import stack_rows as rows
-from benchmarks.serving.alone import stage_environment
+from benchmarks.serving.alone import PRECISION, choose_precision, stage_environment
 from benchmarks.serving.empty_repository import VARIANTS, bytes_between_stages
 from benchmarks.serving.memory import Memory
 from benchmarks.serving.recorded import inputs_of
@@ -42,6 +42,7 @@ from benchmarks.serving.world import make_world
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON file for the rows.")
 def main(size: str, work: Path, out: Path) -> None:
     """Measure and print."""
+    choose_precision()
     plan = PLANS[size]
     save(uvloop.run(measure(plan, work)), out, f"python -m benchmarks.serving.stack --size {size}")
 
@@ -68,14 +69,15 @@ def setting_row(found: Subjects) -> Row:
     """What was served, and with what."""
     lengths = [int(given["sequence_length"][0]) for given in inputs_of(found.messages, "generate")]
     kept = [len(given["allocation"]) for given in inputs_of(found.messages, "retrieve")]
-    threads = stage_environment(found.world.releases)["OMP_NUM_THREADS"]
+    environment = stage_environment(found.world.releases)
+    threads, precision = environment["OMP_NUM_THREADS"], environment.get(PRECISION, "auto")
     spec = found.world.spec
     measured = (
         f"{spec.items:,} items, {spec.users:,} users, histories of {np.mean(lengths):.0f} events on average, "
         f"{np.mean(kept):.0f} embeddings searched for {NUM_CANDIDATES} candidates; {CORES} cores, threads of a stage: "
-        f"{threads}; canaries, a call a second, run beside everything"
+        f"{threads}; the decoder's products in {precision}; canaries, a call a second, run beside everything"
     )
-    figures = {"lengths": lengths, "embeddings": kept, "threads": int(threads), "cores": CORES}
+    figures = {"lengths": lengths, "embeddings": kept, "threads": int(threads), "cores": CORES, "precision": precision}
     return Row("what is served", "-", measured, None, figures)
 
 

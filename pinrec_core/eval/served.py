@@ -86,9 +86,14 @@ def _settle(
     # No embedding goes further down its list than there are candidates in all.
     best = scores.topk(min(int(counts.sum()), scores.size(1)), dim=1)
     listings = [
-        Listing(int(outcome), int(places), columns[values > -torch.inf].tolist(), values.tolist())
-        for outcome, places, columns, values in zip(
-            generated.outcome, generated.allocation, best.indices, best.values, strict=True
+        Listing(int(outcome), int(places), columns[:found].tolist(), values[:found].tolist())
+        for outcome, places, columns, values, found in zip(
+            generated.outcome,
+            generated.allocation,
+            best.indices,
+            best.values,
+            (best.values > -torch.inf).sum(dim=1).tolist(),
+            strict=True,
         )
     ]
     settlement = Settlement(listings, counts.tolist())

@@ -16,6 +16,7 @@ from pinrec_core.generate.rollout import Branches, rollout
 from pinrec_core.generate.static_rollout import GraphRecorder, MakeProgram, StaticRollout, compiled
 from pinrec_core.messages import Generated, GenerateInput
 from pinrec_core.model.inputs import SequenceInputs, collate
+from pinrec_core.model.packed_linear import can_pack, pack
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import Release
 from pinrec_core.schema import Vocabulary
@@ -44,13 +45,14 @@ class Generator:
         """Load the decoder of a release, and make every program that it will run.
 
         engine: `eager` call by call; `graphs` recorded as CUDA graphs; `compiled` for fixed shapes by torch.compile;
-        `auto` = graphs on a GPU, eager on a CPU. precision: of weights and activations; `auto` = float16 on a GPU,
-        float32 on a CPU (section 4.4.1). Raises InvalidRelease if the weights are damaged or do not fit their sizes,
-        InvalidConfig for an engine or a precision that there is not on this device.
+        `auto` = graphs on a GPU, eager on a CPU. precision: of weights and activations (section 4.4.1); on a CPU
+        `bfloat16` is that of the products, see `packed_linear`; `auto` = float16 on a GPU, float32 on a CPU. Raises
+        InvalidRelease if the weights are damaged or do not fit their sizes, InvalidConfig for an engine or a precision
+        that there is not on this device.
         """
         where = torch.device(device)
-        make_program, dtype = program_maker(engine, where), dtype_of(precision, where)
-        model = PinRec.open(release).to(where, dtype)
+        make_program, wanted = program_maker(engine, where), precision_of(precision, where)
+        model = in_precision(PinRec.open(release).to(where), wanted)
         if make_program is None:
             return cls(model, release.vocabulary)
         num_outcomes = len(release.vocabulary.outcomes)
@@ -105,16 +107,23 @@ def length_groups(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """A precision by name. A CPU has no fast float16. Raises InvalidConfig."""
+def precision_of(precision: str, device: torch.device) -> str:
+    """`auto` decided. A CPU has no fast float16, and not every CPU has bfloat16. Raises InvalidConfig."""
     on_gpu = device.type == "cuda"
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, **({"float16": torch.float16} if on_gpu else {})}
     if precision == "auto":
-        return torch.float16 if on_gpu else torch.float32
-    if precision not in dtypes:
-        words = ", ".join(("auto", *dtypes))
+        return "float16" if on_gpu else "float32"
+    half = ["bfloat16", "float16"] if on_gpu else ["bfloat16"] if can_pack() else []
+    if precision not in ("float32", *half):
+        words = ", ".join(("auto", "float32", *half))
         raise InvalidConfig(f"the decoder's precision has value {precision!r}; allowed on {device}: {words}")
-    return dtypes[precision]
+    return precision
+
+
+def in_precision(model: PinRec, precision: str) -> PinRec:
+    """The model, changed in place to compute in a precision of `precision_of`."""
+    if precision == "bfloat16" and model.start_token.device.type == "cpu":
+        return pack(model)
+    return model.to(getattr(torch, precision))
 
 
 def program_maker(engine: str, device: torch.device) -> MakeProgram | None:

@@ -26,7 +26,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.hidden_dim, 3 * config.hidden_dim)
+        self.qkv: nn.Module = nn.Linear(config.hidden_dim, 3 * config.hidden_dim)
         self.out = nn.Linear(config.hidden_dim, config.hidden_dim)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None, start: int) -> Tensor:
@@ -43,18 +43,15 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
         return self.out(y.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
-    def of_one(self, x: Tensor, token: Tensor, seen: Tensor, cache: LayerCache | None) -> Tensor:
-        """What one `token` [B, 1, width] of each row attends to in x [B, L, width]: [B, 1, width]; fills the cache.
-
-        seen: bool [B, 1, 1, L]. Of the other tokens only K and V are computed.
-        """
-        width = x.size(-1)
-        (q,) = self._heads(F.linear(token, self.qkv.weight[:width], self.qkv.bias[:width]), 1)
-        k, v = self._heads(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
+    def of_one(self, x: Tensor, at: Tensor, cache: LayerCache | None) -> Tensor:
+        """`forward` at one place of each row, `at` int64 [B]: [B, L, width] -> [B, 1, width]; fills the cache."""
+        q, k, v = self._heads(self.qkv(x), 3)
         if cache is not None:
             k, v = cache.write(0, k, v)
+        q = q.take_along_dim(at[:, None, None, None], dim=2)  # [B, H, 1, D_head]
+        seen = (torch.arange(x.size(1), device=x.device) <= at[:, None])[:, None, None]  # [B, 1, 1, L]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        return self.out(y.transpose(1, 2).reshape(token.shape))  # type: ignore[no-any-return]
+        return self.out(y.transpose(1, 2).reshape(x.size(0), 1, -1))  # type: ignore[no-any-return]
 
     def _heads(self, projected: Tensor, parts: int) -> Tensor:
         """[B, L, parts x width] -> [parts, B, H, L, D_head]."""
@@ -82,10 +79,9 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache, start))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
 
-    def of_one(self, x: Tensor, at: Tensor, seen: Tensor, cache: LayerCache | None) -> Tensor:
+    def of_one(self, x: Tensor, at: Tensor, cache: LayerCache | None) -> Tensor:
         """`forward` at one place of each row, `at` int64 [B]: [B, L, width] -> [B, 1, width]; for inference."""
-        normed = self.attention_norm(x)
-        token = _one_of_each(x, at) + self.attention.of_one(normed, _one_of_each(normed, at), seen, cache)
+        token = _one_of_each(x, at) + self.attention.of_one(self.attention_norm(x), at, cache)
         return token + self.mlp(self.mlp_norm(token))  # type: ignore[no-any-return]
 
 
@@ -138,6 +134,8 @@ class Decoder(nn.Module):
             [HstuBlock(config, max_positions) if self.is_hstu else Block(config) for _ in range(config.num_layers)]
         )
         self.norm = nn.LayerNorm(config.hidden_dim)
+        self.kv_dtype: torch.dtype | None = None
+        """Of caches; None = that of the activations."""
         self.apply(_init_gpt2)
         for name, parameter in self.named_parameters():
             if name.endswith(("out.weight", "mlp.2.weight")):  # residual projections, scaled by depth as in GPT-2
@@ -164,8 +162,8 @@ class Decoder(nn.Module):
     def prefill(self, tokens: Tensor, last: Tensor, cache: KVCache | None = None) -> Tensor:
         """Hidden state after token `last` (int64 [B]) of each row: [B, L, width] -> [B, width]; fills the cache.
 
-        `forward` at that place, for inference. Nothing reads what the last block makes of the other tokens, so there
-        only their K and V are computed: a twelfth of a twelve-layer prefill, a fifth of a four-layer one.
+        `forward` at that place, for inference. Nothing reads what the last block makes of the other tokens, so it stops
+        at their K and V: two thirds of a block's products are saved.
         """
         positions = torch.arange(tokens.size(1), device=tokens.device)
         if self.is_hstu:
@@ -173,9 +171,8 @@ class Decoder(nn.Module):
         x = tokens + self.positions(positions)
         for index, block in enumerate(self.blocks[:-1]):
             x = block(x, None, cache.layers[index] if cache else None, 0)
-        seen = (positions <= last[:, None])[:, None, None]  # [B, 1, 1, L]
         final: Block = self.blocks[-1]  # type: ignore[assignment]
-        token = final.of_one(x, last, seen, cache.layers[-1] if cache else None)
+        token = final.of_one(x, last, cache.layers[-1] if cache else None)
         return self.norm(token)[:, 0]  # type: ignore[no-any-return]
 
     def _seen(self, positions: Tensor, mask: Tensor | None, cache: KVCache | None, start: int) -> tuple[Tensor, Tensor]:
@@ -190,7 +187,8 @@ class Decoder(nn.Module):
 
     def new_cache(self, batch: int, slots: int, like: Tensor) -> KVCache:
         """An empty cache for `slots` tokens a user."""
-        return KVCache.empty(len(self.blocks), (batch, self.num_heads, slots, self.head_dim), like)
+        shape = (batch, self.num_heads, slots, self.head_dim)
+        return KVCache.empty(len(self.blocks), shape, like.to(self.kv_dtype or like.dtype))
 
 
 def _one_of_each(x: Tensor, at: Tensor) -> Tensor:

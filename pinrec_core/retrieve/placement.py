@@ -65,7 +65,7 @@ class Settlement:
         self._holders: dict[int, Claim] = {}
         self._next_rank = [0] * len(listings)
         self._open = [listing.allocation for listing in listings]
-        self._claim(list(range(len(listings))))
+        self._settle()
 
     @property
     def short(self) -> list[int]:
@@ -88,13 +88,30 @@ class Settlement:
             self._open[borrower] += 1
             self._claim([borrower])
 
+    def _settle(self) -> None:
+        """Rule 1, rank by rank: everybody with open places claims its item of the rank, the best claim first.
+
+        A claim's rank comes first in its order, so whoever holds an item is pushed out by no later rank: deferred
+        acceptance has nothing left to defer.
+        """
+        rank, waiting = 0, list(range(len(self._listings)))
+        while waiting := [at for at in waiting if self._open[at] and rank < len(self._listings[at].item_ids)]:
+            for claim in sorted([self._claim_of(embedding, rank) for embedding in waiting]):
+                item_id = self._listings[claim.embedding].item_ids[rank]
+                self._next_rank[claim.embedding] = rank + 1
+                if item_id not in self._holders:
+                    self._holders[item_id] = claim
+                    self._open[claim.embedding] -= 1
+            rank += 1
+
     def _claim(self, waiting: list[int]) -> None:
         """Let the embeddings in `waiting`, and whomever they push out, claim items until their places or lists end."""
         while waiting:
             embedding = waiting.pop()
             listing = self._listings[embedding]
             while self._open[embedding] and self._next_rank[embedding] < len(listing.item_ids):
-                item_id, claim = listing.item_ids[self._next_rank[embedding]], self._next_claim(embedding)
+                rank = self._next_rank[embedding]
+                item_id, claim = listing.item_ids[rank], self._claim_of(embedding, rank)
                 self._next_rank[embedding] += 1
                 holder = self._holders.get(item_id)
                 if holder is None or claim < holder:
@@ -104,8 +121,8 @@ class Settlement:
                         self._open[holder.embedding] += 1
                         waiting.append(holder.embedding)
 
-    def _next_claim(self, embedding: int) -> Claim:
-        listing, rank = self._listings[embedding], self._next_rank[embedding]
+    def _claim_of(self, embedding: int, rank: int) -> Claim:
+        listing = self._listings[embedding]
         count = self._counts[listing.outcome]
         return Claim(rank, -count, listing.outcome, -listing.scores[rank], embedding)
 
@@ -114,7 +131,7 @@ class Settlement:
         lenders = {self._listings[embedding].outcome: embedding for embedding in self.short}
         for outcome in sorted(lenders, key=lambda outcome: (-self._counts[outcome], outcome)):
             claims = [
-                self._next_claim(embedding)
+                self._claim_of(embedding, self._next_rank[embedding])
                 for embedding, listing in enumerate(self._listings)
                 if listing.outcome == outcome and self._next_rank[embedding] < len(listing.item_ids)
             ]

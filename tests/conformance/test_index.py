@@ -11,17 +11,18 @@ import pytest
 from pinrec_core.config import RetrieveConfig
 from pinrec_core.errors import InvalidConfig, InvalidData, InvalidRelease, InvalidRequest
 from pinrec_core.items.changes import ItemChanges
-from pinrec_core.retrieve.index import IvfHnswIndex, build_index, open_index
+from pinrec_core.retrieve.index import build_index, open_index
 from pinrec_core.retrieve.live_index import LiveIndex
 from pinrec_core.retrieve.tuning import choose_ef_search, choose_nprobe, measure_recall
 
 DIM = 16
 CONFIGS = {
     "flat": RetrieveConfig(kind="flat"),
+    "ivf_hnsw-pq4": RetrieveConfig(kind="ivf_hnsw", codes="pq4"),
     "ivf_hnsw-sq8": RetrieveConfig(kind="ivf_hnsw", codes="sq8"),
     "ivf_hnsw-fp16": RetrieveConfig(kind="ivf_hnsw", codes="fp16"),
     "ivf_hnsw-float32": RetrieveConfig(kind="ivf_hnsw", codes="float32"),
-    "ivf_hnsw-graph": RetrieveConfig(kind="ivf_hnsw", ef_search=64),
+    "ivf_hnsw-graph": RetrieveConfig(kind="ivf_hnsw", codes="sq8", ef_search=64),
 }
 
 
@@ -45,7 +46,7 @@ def world(num_items, seed=0):
     return ids, vectors
 
 
-LIVE = ("live-flat", "live-ivf_hnsw-sq8")
+LIVE = ("live-flat", "live-ivf_hnsw-pq4", "live-ivf_hnsw-sq8")
 
 
 def replaced(folder, ids, vectors, **options):
@@ -235,7 +236,8 @@ def test_facts_are_what_was_written(built, config):
     assert facts["codes"] == ("float32" if config.kind == "flat" else config.codes)
     assert facts["recall"] >= config.recall_target
     assert facts["recall_at"] == 100
-    assert sorted(p.name for p in folder.iterdir()) == ["ids.npy", "index.faiss", "index.json"]
+    rows = ["row_scale.npy", "rows.npy"] if facts["codes"] == "pq4" else []
+    assert sorted(p.name for p in folder.iterdir()) == ["ids.npy", "index.faiss", "index.json", *rows]
 
 
 def drop(folder: Path, name: str) -> None:
@@ -283,6 +285,21 @@ def test_facts_that_do_not_fit_are_refused(config, tmp_path, key, value, says):
     (tmp_path / "index" / "index.json").write_text(json.dumps({**facts, key: value}))
     with pytest.raises(InvalidRelease, match=says):
         open_index(tmp_path / "index")
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "row_scale.npy"])
+def test_int8_rows_that_do_not_fit_are_refused(tmp_path, name):
+    build_index(*world(200), CONFIGS["ivf_hnsw-pq4"], tmp_path / "index")
+    for damage in (lambda folder, name: np.save(folder / name, np.zeros((199, 16), np.int8)), truncate, garble, drop):
+        damage(tmp_path / "index", name)
+        with pytest.raises(InvalidRelease, match=r"index: .*rows\.npy"):
+            open_index(tmp_path / "index")
+
+
+def test_four_bit_codes_are_not_for_a_gpu(tmp_path):
+    build_index(*world(200), CONFIGS["ivf_hnsw-pq4"], tmp_path / "index")
+    with pytest.raises(InvalidConfig, match=r"retrieve\.codes has value 'pq4'; allowed on cuda:0: sq8, fp16, float32"):
+        open_index(tmp_path / "index", device="cuda:0")
 
 
 def test_an_index_by_distance_is_refused(config, tmp_path):
@@ -373,10 +390,12 @@ def test_few_of_many_cells_are_found_by_the_graph(tmp_path):
     config = RetrieveConfig(kind="ivf_hnsw", nlist=1_000, nprobe=4)
     facts = build_index(ids, vectors, config, tmp_path / "index", near_items(vectors, 100, seed=1))
     assert 4 <= facts["ef_search"] <= 10
-    by_products = IvfHnswIndex(open_index(tmp_path / "index").faiss, ids, 4, 0)
+    by_graph = open_index(tmp_path / "index")
+    (tmp_path / "index" / "index.json").write_text(json.dumps({**facts, "ef_search": 0}))
+    by_products = open_index(tmp_path / "index")
     queries = near_items(vectors, 100, seed=2)
     for (found, _), (expected, _) in zip(
-        open_index(tmp_path / "index").search(queries, [5] * 100), by_products.search(queries, [5] * 100), strict=True
+        by_graph.search(queries, [5] * 100), by_products.search(queries, [5] * 100), strict=True
     ):
         assert len(np.intersect1d(found, expected)) >= 3
 

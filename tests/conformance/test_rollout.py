@@ -19,6 +19,7 @@ from pinrec_core.generate.static_rollout import (
     programs_made,
 )
 from pinrec_core.model.inputs import collate
+from pinrec_core.model.packed_linear import can_pack, pack
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.schema import Vocabulary
 
@@ -86,6 +87,24 @@ def test_cached_equals_uncached(plan, block):
     assert fast.shape == (4, 2, plan.num_steps * plan.offsets_per_step, 8)
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
     torch.testing.assert_close(fast.norm(dim=-1), torch.ones(fast.shape[:-1]))
+
+
+@pytest.mark.skipif(not can_pack(), reason="this CPU has no bfloat16 products")
+@pytest.mark.parametrize("block", ["gpt2", "hstu"])
+@pytest.mark.parametrize("plan", PLANS)
+@torch.inference_mode()
+def test_packed_equals_plain_up_to_half_precision(plan, block):
+    """bfloat16 keeps eight bits; cached = uncached holds as far."""
+    model, inputs, branches = case(plan, [0, 1, 5, 9], outcomes=[[0, 1], [1, 0], [0, 1], [1, 1]], block=block)
+    inputs = given_id_emb(model, inputs)
+    plain = rollout(model, inputs, branches, plan)
+    pack(model)
+    packed = rollout(model, inputs, branches, plan)
+    assert packed.dtype == torch.float32
+    assert not torch.equal(packed, plain)
+    assert (packed * plain).sum(dim=-1).min() > 0.999
+    torch.testing.assert_close(packed, rollout_uncached(model, inputs, branches, plan), atol=0.02, rtol=0)
+    torch.testing.assert_close(packed, static_rollout(model, plan)(inputs, branches), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("block", ["gpt2", "hstu"])

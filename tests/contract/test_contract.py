@@ -13,7 +13,7 @@ from pinrec_core.serving.contract import ENSEMBLE, MAX_BATCH_SIZE, STAGES, Contr
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 MODELS = (ENSEMBLE, *STAGES)
-QUEUE_DELAY_MICROSECONDS = {"fetch_signals": 0, "embed_items": 0, "generate": 500, "retrieve": 300}
+QUEUE_DELAY_MICROSECONDS = {"fetch_signals": 0, "embed_items": 0, "generate": 100, "retrieve": 100}
 
 
 def read(name: str) -> model_config_pb2.ModelConfig:

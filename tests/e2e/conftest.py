@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.chaos.world import World as ChaosWorld
+from benchmarks.chaos.world import make_world
 from pinrec_core.batch_job.job import build_batch_view
 from pinrec_core.config import config_from_dict
 from pinrec_core.data.dataset import open_dataset
@@ -55,3 +57,9 @@ def world(tmp_path_factory) -> World:
     write_serving_state(root / "releases", ServingState(1, (1,)))
     build_batch_view(root / "data", root / "view")
     return World(root / "releases", root / "view")
+
+
+@pytest.fixture(scope="session")
+def chaos_world(tmp_path_factory) -> ChaosWorld:
+    """What `make chaos` serves."""
+    return make_world(tmp_path_factory.mktemp("chaos") / "world")

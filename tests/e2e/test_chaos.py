@@ -11,17 +11,16 @@ import pytest
 from benchmarks.chaos import durability, faults, malformed, overload, releases, signals, soak
 from benchmarks.chaos.fleet import Fleet, running
 from benchmarks.chaos.mutations import mutations
-from benchmarks.chaos.world import World, make_world
+from benchmarks.chaos.world import World
 from pinrec_core.release import activate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> World:
-    made = make_world(tmp_path_factory.mktemp("chaos") / "world")
-    activate(made.releases, 1)
-    return made
+def world(chaos_world) -> World:
+    activate(chaos_world.releases, 1)
+    return chaos_world
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import torch
 
 from pinrec_core.config import GenerateConfig
 from pinrec_core.errors import InvalidConfig
-from pinrec_core.generate.generator import dtype_of, length_groups, program_maker, select
+from pinrec_core.generate import generator
+from pinrec_core.generate.generator import length_groups, precision_of, program_maker, select
 from pinrec_core.generate.static_rollout import compiled
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -35,11 +36,20 @@ def test_select_without_outcomes_is_empty():
     assert generated.num_kept == 0
 
 
-def test_precisions_of_a_device():
-    assert (dtype_of("auto", CPU), dtype_of("auto", GPU)) == (torch.float32, torch.float16)
-    assert dtype_of("bfloat16", CPU) == dtype_of("bfloat16", GPU) == torch.bfloat16
-    with pytest.raises(InvalidConfig, match=r"precision has value 'float16'; allowed on cpu: auto, float32, bfloat16"):
-        dtype_of("float16", CPU)
+@pytest.mark.parametrize(("has_any", "half"), [(True, ", bfloat16"), (False, "")])
+def test_precisions_of_a_cpu(monkeypatch, has_any, half):
+    monkeypatch.setattr(generator, "can_pack", lambda: has_any)
+    assert precision_of("auto", CPU) == precision_of("float32", CPU) == "float32"
+    for wrong in ("float16", *(() if has_any else ("bfloat16",))):
+        with pytest.raises(InvalidConfig, match=f"value '{wrong}'; allowed on cpu: auto, float32{half}$"):
+            precision_of(wrong, CPU)
+
+
+def test_precisions_of_a_gpu():
+    assert precision_of("auto", GPU) == "float16"
+    assert precision_of("bfloat16", GPU) == "bfloat16"
+    with pytest.raises(InvalidConfig, match=r"value 'half'; allowed on cuda: auto, float32, bfloat16, float16$"):
+        precision_of("half", GPU)
 
 
 def test_engines_of_a_device():
