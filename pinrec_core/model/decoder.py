@@ -26,7 +26,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.dropout = config.dropout
-        self.qkv: nn.Module = nn.Linear(config.hidden_dim, 3 * config.hidden_dim)
+        self.qkv = nn.Linear(config.hidden_dim, 3 * config.hidden_dim)
         self.out = nn.Linear(config.hidden_dim, config.hidden_dim)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None, start: int) -> Tensor:
@@ -134,8 +134,6 @@ class Decoder(nn.Module):
             [HstuBlock(config, max_positions) if self.is_hstu else Block(config) for _ in range(config.num_layers)]
         )
         self.norm = nn.LayerNorm(config.hidden_dim)
-        self.kv_dtype: torch.dtype | None = None
-        """Of caches; None = that of the activations."""
         self.apply(_init_gpt2)
         for name, parameter in self.named_parameters():
             if name.endswith(("out.weight", "mlp.2.weight")):  # residual projections, scaled by depth as in GPT-2
@@ -187,8 +185,7 @@ class Decoder(nn.Module):
 
     def new_cache(self, batch: int, slots: int, like: Tensor) -> KVCache:
         """An empty cache for `slots` tokens a user."""
-        shape = (batch, self.num_heads, slots, self.head_dim)
-        return KVCache.empty(len(self.blocks), shape, like.to(self.kv_dtype or like.dtype))
+        return KVCache.empty(len(self.blocks), (batch, self.num_heads, slots, self.head_dim), like)
 
 
 def _one_of_each(x: Tensor, at: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pinrec_core.model.packed_linear import PackedLinear, can_pack
+from pinrec_core.model.packed_linear import FEW_ROWS, PackedLinear, can_pack
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this CPU has no bfloat16 products")
 
@@ -18,14 +18,16 @@ def linear_of(weight: list[list[float]], bias: list[float]) -> nn.Linear:
     return linear
 
 
-def test_values_worked_by_hand():
+@pytest.mark.parametrize("times", [1, FEW_ROWS])
+def test_values_worked_by_hand(times):
+    """Few rows, and more than few."""
     packed = PackedLinear(linear_of([[1.0, 2.0], [3.0, -4.0], [0.5, 0.0]], [0.0, 1.0, -1.0]))
-    out = packed(torch.tensor([[[1.0, 1.0]], [[2.0, 0.5]]]))
+    out = packed(torch.tensor([[[1.0, 1.0]], [[2.0, 0.5]]] * times))
     assert out.dtype == torch.float32
-    assert out.tolist() == [[[3.0, 0.0, -0.5]], [[3.0, 5.0, 0.0]]]
+    assert out.tolist() == [[[3.0, 0.0, -0.5]], [[3.0, 5.0, 0.0]]] * times
 
 
-@pytest.mark.parametrize("rows", [1, 2, 33])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 33])
 @pytest.mark.parametrize("gelu", [False, True])
 def test_it_is_the_plain_layer_up_to_half_precision(rows, gelu):
     torch.manual_seed(0)
