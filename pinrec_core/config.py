@@ -158,7 +158,8 @@ class RetrieveConfig:
     ef_search: int = 0
     """Of the graph that finds the cells to probe; 0 = chosen at build, which may leave the graph out."""
     recall_target: float = 0.98
-    overfetch_factor: float = 2.0
+    overfetch_factor: float = 4.0
+    """Items that an embedding asks for at first, by those that it must place: its neighbours want many of the same."""
     popular_per_list: int = 1_000
     """Length of each popular list, for filling."""
 

@@ -30,6 +30,8 @@ POINTS_PER_CELL = 64
 """k-means gets this many vectors a cell (Faiss asks for 39 to 256), and no corpus gets more cells than that allows."""
 RECALL_AT = 100
 NUM_TUNING_QUERIES = 256
+_MARGIN = 0.003
+"""What the tuning aims at above the target: the recall of so many other queries is that much lower now and then."""
 _HNSW_LINKS = 32
 _SMALLEST_BUCKET = 16
 _EXHAUSTIVE_CHUNK = 64
@@ -453,9 +455,9 @@ def _tune(
         found = np.stack([hits[0] for hits in served.search(queries, [k] * len(queries))])
         return measure_recall(vectors, queries, found, kth_scores)
 
-    fixed = min(config.nprobe, index.nlist)
-    nprobe, reached = (fixed, recall(fixed)) if fixed else choose_nprobe(recall, index.nlist, config.recall_target)
-    enough = min(reached, config.recall_target)
+    fixed, target = min(config.nprobe, index.nlist), min(config.recall_target + _MARGIN, 1.0)
+    nprobe, reached = (fixed, recall(fixed)) if fixed else choose_nprobe(recall, index.nlist, target)
+    enough = min(reached, target)
     ef_search = config.ef_search or choose_ef_search(lambda ef: recall(nprobe, ef), nprobe, index.nlist, enough)
     reached = recall(nprobe, ef_search)
     return {"nprobe": nprobe, "ef_search": ef_search, "recall": round(reached, 4), "recall_at": k}

@@ -27,7 +27,7 @@ class Int8Rows:
     """codes: int8 [N, D]; scale: float32 [N]; either may be mapped from a file."""
 
     def __init__(self, codes: NDArray[np.int8], scale: NDArray[np.float32]) -> None:
-        self._codes, self._scale = codes, scale
+        self._codes, self._scale = np.asarray(codes), np.asarray(scale)  # a memmap's own indexing is slow
 
     @classmethod
     def of(cls, vectors: NDArray[np.float32]) -> Int8Rows:

@@ -94,14 +94,18 @@ class Settlement:
         A claim's rank comes first in its order, so whoever holds an item is pushed out by no later rank: deferred
         acceptance has nothing left to defer.
         """
+        order = [(-self._counts[listing.outcome], listing.outcome) for listing in self._listings]
         rank, waiting = 0, list(range(len(self._listings)))
         while waiting := [at for at in waiting if self._open[at] and rank < len(self._listings[at].item_ids)]:
-            for claim in sorted([self._claim_of(embedding, rank) for embedding in waiting]):
-                item_id = self._listings[claim.embedding].item_ids[rank]
-                self._next_rank[claim.embedding] = rank + 1
+            # Tuples in the order of `Claim`, which only a holder becomes.
+            for before, negative_score, at in sorted(
+                [(order[at], -self._listings[at].scores[rank], at) for at in waiting]
+            ):
+                item_id = self._listings[at].item_ids[rank]
+                self._next_rank[at] = rank + 1
                 if item_id not in self._holders:
-                    self._holders[item_id] = claim
-                    self._open[claim.embedding] -= 1
+                    self._holders[item_id] = Claim(rank, *before, negative_score, at)
+                    self._open[at] -= 1
             rank += 1
 
     def _claim(self, waiting: list[int]) -> None:

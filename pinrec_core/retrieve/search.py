@@ -51,8 +51,10 @@ class _Request:
 
     def receive(self, row: int, hits: Hits) -> None:
         """Keep what the filters leave of an embedding's hits."""
-        pairs = [pair for pair in zip(*(part.tolist() for part in hits), strict=True) if pair[0] not in self.blocked]
-        item_ids, scores = zip(*pairs, strict=True) if pairs else ((), ())
+        item_ids, scores = (part.tolist() for part in hits)
+        if self.blocked:
+            kept = [at for at, item_id in enumerate(item_ids) if item_id not in self.blocked]
+            item_ids, scores = [item_ids[at] for at in kept], [scores[at] for at in kept]
         outcome, allocation = int(self.input.outcome[row]), int(self.input.allocation[row])
         self.listings[row] = Listing(outcome, allocation, item_ids, scores)
 
