@@ -34,11 +34,6 @@ PEER_KEYS = ("num_layers", "num_heads", "max_history")
 PEERS = ("rectools/sasrec", "rectools/esasrec", "rectools/bert4rec", "rectools/hstu")
 
 
-JUDGED_GROUPS = ("headline", "beauty", "figure5")
-JUDGED = (*VARIANTS, "sasrec", "pinnerformer", "pinnerformer_next", "rectools/sasrec", "rectools/esasrec")
-"""Whose figures a bar is held to, and where: these are trained with every seed, all else with the first one."""
-
-
 @dataclass(frozen=True)
 class Reading:
     """One way to measure a trained model."""
@@ -188,11 +183,6 @@ _FIGURE5: Mapping[str, Scalar] = {
 }  # fmt: skip
 
 
-def seeds_of(size: Size, group: str, model: str) -> tuple[int, ...]:
-    """With one seed an interval is that of the users alone."""
-    return size.seeds if group in JUDGED_GROUPS and model in JUDGED else size.seeds[:1]
-
-
 def base_config(world: str) -> Path:
     """The configuration that every run on a world starts from."""
     return Path(__file__).with_name("beauty.toml" if world.startswith("beauty") else "kuairand.toml")
@@ -229,7 +219,7 @@ def _comparison(size: Size, group: str, world: str) -> list[Job]:
     jobs = []
     for model in size.models:
         readings = _pinrec_readings(model, world) if model in VARIANTS else _one_vector_readings(targets)
-        jobs += [Job(group, model, _run(size, world, model, seed), readings) for seed in seeds_of(size, group, model)]
+        jobs += [Job(group, model, _run(size, world, model, seed), readings) for seed in size.seeds]
     return jobs
 
 
@@ -259,7 +249,7 @@ def _beauty(size: Size) -> list[Job]:
         Job("beauty", f"{model}, {'ties as stored' if world == BEAUTY else 'ties shuffled'}", run, reading)
         for world in worlds
         for model in models
-        for seed in (seeds_of(size, "beauty", model) if world == BEAUTY else size.seeds[:1])
+        for seed in (size.seeds if world == BEAUTY else size.seeds[:1])
         for run in (_run(size, world, model, seed),)
     ]
 
@@ -269,21 +259,23 @@ def _figure5(size: Size) -> list[Job]:
     readings = tuple(Reading(num_targets=FIGURE5_TOTAL, offsets_per_step=offsets) for offsets in FIGURE5_OFFSETS)
     return [
         Job("figure5", "mt_oc, window 16", _run(size, HEADLINE, "mt_oc", seed, _FIGURE5), readings)
-        for seed in seeds_of(size, "figure5", "mt_oc")
+        for seed in size.seeds
     ]
 
 
 def _ablations(size: Size) -> list[Job]:
     """mt_oc with one thing changed."""
     jobs = []
-    reading, seeds = Reading(num_targets=NUM_TARGETS[HEADLINE]), seeds_of(size, "ablations", "mt_oc")
+    reading = Reading(num_targets=NUM_TARGETS[HEADLINE])
     for label, settings in ABLATIONS.items():
         if size.ablations and label not in size.ablations:
             continue
-        jobs += [Job("ablations", label, _run(size, HEADLINE, "mt_oc", seed, settings), (reading,)) for seed in seeds]
+        jobs += [
+            Job("ablations", label, _run(size, HEADLINE, "mt_oc", seed, settings), (reading,)) for seed in size.seeds
+        ]
     for label, changed in READING_ABLATIONS.items():
         read = replace(reading, **changed)
-        jobs += [Job("ablations", label, _run(size, HEADLINE, "mt_oc", seed), (read,)) for seed in seeds]
+        jobs += [Job("ablations", label, _run(size, HEADLINE, "mt_oc", seed), (read,)) for seed in size.seeds]
     return jobs
 
 

@@ -234,7 +234,7 @@ def test_a_link_delays_and_loses_packets(requires_program):
 
 def test_the_arithmetic_of_capacity():
     """1 M users of 240 events and 16 a day: 1e6 x (240 x 33 + 24) = 7.944 GB, 1e6 x 48 x 22 = 1.056 GB, 185/s; 1 G
-    items of D = 256: 273 GB of index, 269 + 20 GB at each signal service, which leaves 111 of 400; a prefill of
+    items of D = 256: 409 GB of index, 269 + 20 GB at each signal service, which leaves 111 of 400; a prefill of
     2 x 85e6 x 257 = 43.69 GFLOP, so 1,144 requests/s at 50 TFLOPS."""
     size = capacity.Size(users=1e6, items=1e9, rps=10_000)
     rows = capacity.needs(size, {"gateway": 1.5, "signals": 0.5})
@@ -245,7 +245,7 @@ def test_the_arithmetic_of_capacity():
     assert measured["hosts of signal services"] == "8 GB: 1 host with 111 GB for it beside those 289 GB"
     assert measured["realtime view, one copy"] == "1 GB: 1 host with 400 GB for it"
     assert measured["events to append"].startswith("185/s on average: 1 x what one service")
-    assert measured["index, one replica"] == "273 GB: 1 host with 400 GB for it"
+    assert measured["index, one replica"] == "409 GB: 2 hosts with 400 GB for it"
     assert measured["item table, on the host of each signal service"] == "269 GB mapped, and 20 GB of memory"
     assert "89 kB of history a request: 7.1 Gbit/s" in measured["network into the GPU hosts"]
     assert measured["network out of the gateways"] == "300 candidates: 0.6 Gbit/s"
