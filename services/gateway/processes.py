@@ -55,7 +55,8 @@ class Processes:
     def run(self) -> int:
         """Serve. Returns the exit code. Raises InvalidConfig if the port is taken."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stop.set())
+            # In a thread of its own: a handler interrupts this one, perhaps inside the event, whose lock it holds.
+            signal.signal(number, lambda *_: threading.Thread(target=self._stop.set, name="stop").start())
         with ExitStack() as held:
             address = held.enter_context(reserved(self._options.listen))
             folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="pinrec-gateway-")))

@@ -61,7 +61,8 @@ class Keeper:
     def run(self) -> int:
         """Serve until SIGTERM, SIGINT or the end of the server. Returns the exit code of the process."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stop.set())
+            # In a thread of its own: a handler interrupts this one, perhaps inside the event, whose lock it holds.
+            signal.signal(number, lambda *_: threading.Thread(target=self._stop.set, name="stop").start())
         clean_shm(self._options)
         registry = process_registry()
         watchdog = self._watchdog(registry)
