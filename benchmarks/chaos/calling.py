@@ -107,7 +107,7 @@ async def capacity_rps(address: str, seconds: float, callers: Sequence[int] = CA
 class Capacity:
     """The most that callers without a pause get while their p99 is at most three times a lone caller's.
 
-    Batches make many callers cheaper to answer than few, so more can be had for a longer wait (`peak`).
+    Batches make many callers cheaper to answer than few, so more can be had for a longer wait.
     """
 
     unloaded: list[Call]

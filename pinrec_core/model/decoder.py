@@ -161,7 +161,7 @@ class Decoder(nn.Module):
         """Hidden state after token `last` (int64 [B]) of each row: [B, L, width] -> [B, width]; fills the cache.
 
         `forward` at that place, for inference. Nothing reads what the last block makes of the other tokens, so it stops
-        at their K and V: two thirds of a block's products are saved.
+        at their K and V: three quarters of a block's weights are spared them.
         """
         positions = torch.arange(tokens.size(1), device=tokens.device)
         if self.is_hstu:

@@ -415,6 +415,7 @@ def _in_cells(vectors: NDArray[np.float32], sample: NDArray[np.float32], nlist: 
     # The metric is said again: a graph left to its default would compare by L2.
     graph = faiss.IndexHNSWFlat(index.d, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.add(exact.reconstruct_n(0, nlist))
+    graph.hnsw.efSearch = 2 * _HNSW_LINKS  # while items that are added later look for their cells
     index.quantizer, index.own_fields = graph, True
     graph.this.disown()
     return index
