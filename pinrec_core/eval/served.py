@@ -40,20 +40,24 @@ def evaluate_served(
     num_targets: int = NUM_TARGETS,
     drop_seen: bool = True,
     conditioning: str = TRUE_OUTCOMES,
+    vectors: Tensor | None = None,
+    at_once: int | None = None,
 ) -> dict[str, float]:
     """Metrics of the candidates served to `user_rows` (int64, rows of the histories).
 
+    vectors: float32 [N, D] of the corpus, where they are not to be the model's own. at_once: users of a rollout.
     `served_unordered_recall` (users with a target among them), `served_target_recall` (share of targets),
     `compression_ratio` (embeddings generated for one kept).
     """
     corpus = Corpus.of(dataset)
     model.eval()
-    requests, vectors = Requests(model, dataset, conditioning), item_vectors(model, dataset, corpus)
+    requests = Requests(model, dataset, conditioning)
+    vectors = item_vectors(model, dataset, corpus) if vectors is None else vectors
     any_hit, share, ratio = [], [], []
     users = held_out(dataset, user_rows, num_targets)
     plan = model.config.generate
     queries = plan.num_steps * plan.offsets_per_step * len(dataset.vocabulary.outcomes)
-    for batch in batches_of(users, users_at_once(queries, corpus)):
+    for batch in batches_of(users, at_once or users_at_once(queries, corpus)):
         embeddings, outcomes, counts = requests.roll_out(batch, plan)
         targets, valid = target_columns(dataset, corpus, batch, num_targets)
         for row, user in enumerate(batch):

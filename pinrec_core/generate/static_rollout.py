@@ -202,7 +202,7 @@ class StaticRollout:
         return _Buffers(
             inputs,
             branches,
-            self._model.decoder.new_cache(batch, slots, like),
+            self._model.decoder.new_cache(batch, slots, like).zero(),
             floats(batch, num_branches, plan.offsets_per_step, model.embedding_dim),
         )
 

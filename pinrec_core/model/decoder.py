@@ -37,17 +37,20 @@ class Attention(nn.Module):
         """
         q, k, v = self._heads(self.qkv(x), 3)
         if cache is not None:
-            k, v = cache.write(start, k, v)  # [B, H, S, D_head]
+            written = cache.write(start, k, v)  # [B, H, S, D_head]
+            k, v = written if start else (k, v)  # the cache may be in another precision
         dropout = self.dropout if self.training else 0.0
         # Right padding needs no mask: a real token never attends to a later pad.
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+        y = F.scaled_dot_product_attention(
+            q.to(k.dtype), k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None
+        )
         return self.out(y.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
     def of_one(self, x: Tensor, at: Tensor, cache: LayerCache | None) -> Tensor:
         """`forward` at one place of each row, `at` int64 [B]: [B, L, width] -> [B, 1, width]; fills the cache."""
         q, k, v = self._heads(self.qkv(x), 3)
         if cache is not None:
-            k, v = cache.write(0, k, v)
+            cache.write(0, k, v)
         q = q.take_along_dim(at[:, None, None, None], dim=2)  # [B, H, 1, D_head]
         seen = (torch.arange(x.size(1), device=x.device) <= at[:, None])[:, None, None]  # [B, 1, 1, L]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)

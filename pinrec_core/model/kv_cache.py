@@ -39,13 +39,21 @@ class KVCache:
 
     @classmethod
     def empty(cls, num_layers: int, shape: tuple[int, int, int, int], like: Tensor) -> KVCache:
-        """`shape` is [B, H, S, D_head]; dtype and device are those of `like`."""
+        """`shape` is [B, H, S, D_head]; dtype and device are those of `like`. A slot holds anything until written."""
 
-        def zeros() -> Tensor:
-            return torch.zeros(shape, dtype=like.dtype, device=like.device)
+        def slots() -> Tensor:
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
 
-        layers = tuple(LayerCache(zeros(), zeros()) for _ in range(num_layers))
-        return cls(layers, torch.zeros(shape[0], shape[2], dtype=torch.int64, device=like.device))
+        layers = tuple(LayerCache(slots(), slots()) for _ in range(num_layers))
+        return cls(layers, torch.empty(shape[0], shape[2], dtype=torch.int64, device=like.device))
+
+    def zero(self) -> KVCache:
+        """Itself, with zeros: a slot that is masked before it was written must still hold a number."""
+        for layer in self.layers:
+            layer.keys.zero_()
+            layer.values.zero_()
+        self.positions.zero_()
+        return self
 
     def rows(self, batch: int) -> KVCache:
         """The cache of the first `batch` users, in the same memory."""

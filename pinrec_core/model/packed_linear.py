@@ -1,8 +1,13 @@
-"""Linear layers in bfloat16 on a CPU with matrix tiles (AMX), everything else in float32.
+"""Linear layers and the prefill's attention in half precision, for a CPU with matrix tiles (AMX); the rest in float32.
 
-Weights are laid out once as oneDNN's kernels read them: given as they are, they are laid out anew in each call, which
-takes longer than the product itself for the rows of a decode step. For very few rows the plain float32 product is
-faster still. LayerNorms, attention and the residual sums stay in float32.
+A layer keeps three copies of its weights and takes what is fastest for the rows that it is given:
+
+- up to `FEW_ROWS`, the decode steps of a request alone: rows of INT8 weights. The weights' bytes are what takes time.
+- up to `FEW_PRODUCTS`, small layers: float32 as it is. Tiles hold 16 rows, and a call of theirs takes 40 us at least.
+- else bfloat16 in tiles, laid out once as oneDNN's kernels read them: given as they are, weights are laid out anew in
+  each call, which takes longer than the product itself.
+
+LayerNorms, residual sums and the cache stay in float32.
 """
 
 from __future__ import annotations
@@ -15,33 +20,93 @@ from pinrec_core.model.decoder import Block
 from pinrec_core.model.pinrec import PinRec
 
 FEW_ROWS = 4
-"""Up to so many rows are multiplied in float32: tiles hold 16, and a call takes 30 us however few they are."""
+FEW_PRODUCTS = 4 * 256 * 1024
+TILE_ROWS = 16
+PADDING = 1 / 16
+"""Of the rows, at most, where there are more than `TILE_ROWS` x 16."""
 
 
 class PackedLinear(nn.Module):
     """`nn.Linear`, then GELU (by tanh) if `gelu`: float32 or bfloat16 [..., in] -> [..., out]; for inference.
 
-    Products of bfloat16 numbers, summed in float32. `halved`: the result is bfloat16.
+    The result is float32; with `halved` it stays in bfloat16 where it comes from tiles.
     """
 
     def __init__(self, linear: nn.Module, gelu: bool = False, halved: bool = False) -> None:
         super().__init__()
         assert isinstance(linear, nn.Linear)
         self.activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
-        self.out_dtype = torch.bfloat16 if halved else torch.float32
+        self.halved = halved
         self.plain = linear
+        self.few_rows = FEW_ROWS if linear.in_features % TILE_ROWS == 0 else 0  # the kernel reads 16 numbers at a time
         self.bias = linear.bias.detach().bfloat16()
+        weight = linear.weight.detach()
+        scale = (weight.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny)  # [out]
+        self.scale = scale.bfloat16()
+        self.int8 = (weight / self.scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
         # Opaque tensors of oneDNN's: they are neither moved nor saved.
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().bfloat16())
+        self.tiles = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16())
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        if x.numel() <= FEW_ROWS * x.size(-1):
-            y = self.plain(x.float())
-            y = F.gelu(y, approximate="tanh") if self.activation[0] == "gelu" else y
-            return y.to(self.out_dtype)  # type: ignore[no-any-return]
-        y = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.weight, self.bias, *self.activation)
-        return y.to(self.out_dtype)  # type: ignore[no-any-return]
+        if self.are_few(x):
+            return self.of_few(x)
+        y = self.of_tiles(in_tiles(x))[: x.numel() // x.size(-1)]
+        return (y if self.halved else y.float()).view(*x.shape[:-1], self.plain.out_features)
+
+    def are_few(self, x: Tensor) -> bool:
+        """Whether tiles do not pay for [..., in]."""
+        return x.numel() <= self.few_rows * x.size(-1) or x.numel() * self.plain.out_features <= FEW_PRODUCTS
+
+    def of_few(self, x: Tensor) -> Tensor:
+        """By rows of INT8 weights or as the plain layer: [..., in] -> float32 [..., out]."""
+        if x.numel() <= self.few_rows * x.size(-1):
+            products = torch._weight_int8pack_mm(x.reshape(-1, x.size(-1)).bfloat16(), self.int8, self.scale)
+            y = (products + self.plain.bias).view(*x.shape[:-1], self.plain.out_features)
+        else:
+            y = F.linear(x.float(), self.plain.weight, self.plain.bias)
+        return F.gelu(y, approximate="tanh") if self.activation[0] == "gelu" else y
+
+    def of_tiles(self, x: Tensor) -> Tensor:
+        """Bfloat16 [R, in] -> [R, out]; see `in_tiles`."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.tiles, self.bias, *self.activation)  # type: ignore[no-any-return]
+
+
+class PackedMlp(nn.Module):
+    """Two layers with GELU between them: float32 [..., width] -> [..., width]; what is between stays in tiles."""
+
+    def __init__(self, widen: nn.Module, narrow: nn.Module) -> None:
+        super().__init__()
+        self.widen, self.narrow = PackedLinear(widen, gelu=True), PackedLinear(narrow)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] -> [..., width]."""
+        if self.widen.are_few(x):
+            return self.narrow.of_few(self.widen.of_few(x))
+        y = self.narrow.of_tiles(self.widen.of_tiles(in_tiles(x)))
+        return y[: x.numel() // x.size(-1)].float().view(x.shape)
+
+
+def in_tiles(x: Tensor) -> Tensor:
+    """[..., in] -> bfloat16 [R, in], R = `tile_rows` of its rows: those beyond are zeros.
+
+    oneDNN makes a program for each shape that it meets, which takes longer than it runs and stays in memory; histories
+    of every length in batches of every size would never stop asking for new ones.
+    """
+    flat = x.reshape(-1, x.size(-1))
+    rows, padded = len(flat), tile_rows(len(flat))
+    if rows == padded:
+        return flat.bfloat16()
+    tiles = torch.empty(padded, flat.size(1), dtype=torch.bfloat16)
+    tiles[:rows] = flat
+    tiles[rows:] = 0
+    return tiles
+
+
+def tile_rows(rows: int) -> int:
+    """The next of few sizes: multiples of a tile, farther apart the larger they are."""
+    step = max(TILE_ROWS, int(2 ** (rows.bit_length() - 1) * PADDING))
+    return -(-rows // step) * step
 
 
 def can_pack() -> bool:
@@ -59,7 +124,8 @@ def pack(model: PinRec) -> PinRec:
     for block in model.decoder.blocks:
         if isinstance(block, Block):
             widen, _, narrow = block.mlp
-            block.mlp = nn.Sequential(PackedLinear(widen, gelu=True, halved=True), PackedLinear(narrow))
+            block.mlp = PackedMlp(widen, narrow)
+            block.attention.qkv = PackedLinear(block.attention.qkv, halved=True)
     _pack_rest(model)
     return model
 
@@ -68,5 +134,5 @@ def _pack_rest(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, PackedLinear(child))
-        elif not isinstance(child, PackedLinear):
+        elif not isinstance(child, PackedLinear | PackedMlp):
             _pack_rest(child)
