@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from functools import partial
+from concurrent.futures import Future
 
 import grpc
 
@@ -69,7 +69,10 @@ class RemoteSignals:
         groups: dict[int, list[int]] = {}
         for place, request in enumerate(batch):
             groups.setdefault(request.release, []).append(place)
-        calls = {release: self._call(release, [batch[place] for place in places]) for release, places in groups.items()}
+        start = self._begin if self._hangs or len(groups) > 1 else self._finish
+        calls = {
+            release: start(*_asked(release, [batch[place] for place in places])) for release, places in groups.items()
+        }
         for release, places in groups.items():
             requests = [batch[place] for place in places]
             deadlines = [arrival_ns + request.remaining_ms * _NS_PER_MS for request in requests]
@@ -80,34 +83,35 @@ class RemoteSignals:
         """Close the channel."""
         self._channel.close()
 
-    def _call(self, release: int, requests: Sequence[FetchSignalsInput]) -> grpc.Future:
-        message = GetHistoriesRequest(
-            release=release,
-            requests=[
-                HistoryRequest(
-                    user_id=request.user_id,
-                    surface=request.surface,
-                    search_query=request.search_query,
-                    request_time_ms=request.request_time_ms,
-                    trace_parent=request.trace_parent,
-                )
-                for request in requests
-            ],
-        )
-        timeout_s = min(request.remaining_ms for request in requests) / 1_000 * SHARE_OF_DEADLINE
+    def _begin(self, message: GetHistoriesRequest, timeout_s: float) -> grpc.Future:
+        """A call in the background."""
         call = self._stub.GetHistories.future(message, timeout=timeout_s)
-        call.add_done_callback(partial(self._note_end, timeout_s))
+        call.add_done_callback(lambda ended: self._note_end(timeout_s, ended.code()))
         return call
 
-    def _note_end(self, timeout_s: float, call: grpc.Future) -> None:
-        """A call has ended, maybe long after its batch was answered; gRPC tells it on a thread of its own."""
-        if call.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+    def _finish(self, message: GetHistoriesRequest, timeout_s: float) -> Future[GetHistoriesResponse]:
+        """A call that has ended: for one in the background gRPC starts a thread, which costs more than the call."""
+        ended: Future[GetHistoriesResponse] = Future()
+        try:
+            ended.set_result(self._stub.GetHistories(message, timeout=timeout_s))
+            self._note_end(timeout_s, grpc.StatusCode.OK)
+        except grpc.RpcError as failure:
+            ended.set_exception(failure)
+            self._note_end(timeout_s, failure.code())
+        return ended
+
+    def _note_end(self, timeout_s: float, code: grpc.StatusCode) -> None:
+        """A call has ended: one in the background maybe long after its batch was answered, on a thread of gRPC's."""
+        if code is not grpc.StatusCode.DEADLINE_EXCEEDED:
             self._hangs = False
         elif timeout_s >= HANGING_WAIT_S:  # less time says nothing of the service
             self._hangs = True
 
     def _answers(
-        self, call: grpc.Future, requests: Sequence[FetchSignalsInput], deadlines: Sequence[int]
+        self,
+        call: grpc.Future | Future[GetHistoriesResponse],
+        requests: Sequence[FetchSignalsInput],
+        deadlines: Sequence[int],
     ) -> Sequence[Signals | PinrecError]:
         try:
             response: GetHistoriesResponse = call.result(HANGING_WAIT_S if self._hangs else None)
@@ -144,6 +148,24 @@ class RemoteSignals:
             signals.timestamps_ms[:] = request.request_time_ms
             signals.sequence_length = 1
         return signals
+
+
+def _asked(release: int, requests: Sequence[FetchSignalsInput]) -> tuple[GetHistoriesRequest, float]:
+    """The call for some requests of one release, and the seconds that it may take."""
+    message = GetHistoriesRequest(
+        release=release,
+        requests=[
+            HistoryRequest(
+                user_id=request.user_id,
+                surface=request.surface,
+                search_query=request.search_query,
+                request_time_ms=request.request_time_ms,
+                trace_parent=request.trace_parent,
+            )
+            for request in requests
+        ],
+    )
+    return message, min(request.remaining_ms for request in requests) / 1_000 * SHARE_OF_DEADLINE
 
 
 def _typed_error(failure: grpc.RpcError) -> PinrecError | None:
