@@ -46,12 +46,12 @@ class Generator:
 
         engine: `eager` call by call; `graphs` recorded as CUDA graphs; `compiled` for fixed shapes by torch.compile;
         `auto` = graphs on a GPU, eager on a CPU. precision: of weights and activations (section 4.4.1); on a CPU
-        `bfloat16` is that of the products, see `packed_linear`; `auto` = float16 on a GPU, float32 on a CPU. Raises
+        `bfloat16` is what `packed_linear` makes of it; `auto` = float16 on a GPU, float32 on a CPU. Raises
         InvalidRelease if the weights are damaged or do not fit their sizes, InvalidConfig for an engine or a precision
         that there is not on this device.
         """
         where = torch.device(device)
-        make_program, wanted = program_maker(engine, where), precision_of(precision, where)
+        make_program, wanted = program_maker(engine, where), precision_of(precision, where, engine)
         model = in_precision(PinRec.open(release).to(where), wanted)
         if make_program is None:
             return cls(model, release.vocabulary)
@@ -107,12 +107,13 @@ def length_groups(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def precision_of(precision: str, device: torch.device) -> str:
+def precision_of(precision: str, device: torch.device, engine: str = "auto") -> str:
     """`auto` decided. A CPU has no fast float16, and not every CPU has bfloat16. Raises InvalidConfig."""
     on_gpu = device.type == "cuda"
     if precision == "auto":
         return "float16" if on_gpu else "float32"
-    half = ["bfloat16", "float16"] if on_gpu else ["bfloat16"] if can_pack() else []
+    packs = can_pack() and engine != "compiled"  # packed weights are opaque to the compiler
+    half = ["bfloat16", "float16"] if on_gpu else ["bfloat16"] if packs else []
     if precision not in ("float32", *half):
         words = ", ".join(("auto", "float32", *half))
         raise InvalidConfig(f"the decoder's precision has value {precision!r}; allowed on {device}: {words}")

@@ -46,6 +46,8 @@ def test_precisions_of_a_cpu(monkeypatch, has_any, half):
 
 
 def test_precisions_of_a_gpu():
+    with pytest.raises(InvalidConfig, match="value 'bfloat16'; allowed on cpu: auto, float32$"):
+        precision_of("bfloat16", CPU, "compiled")
     assert precision_of("auto", GPU) == "float16"
     assert precision_of("bfloat16", GPU) == "bfloat16"
     with pytest.raises(InvalidConfig, match=r"value 'half'; allowed on cuda: auto, float32, bfloat16, float16$"):
