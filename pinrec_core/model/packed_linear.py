@@ -124,8 +124,8 @@ def pack(model: PinRec) -> PinRec:
     for block in model.decoder.blocks:
         if isinstance(block, Block):
             widen, _, narrow = block.mlp
-            block.mlp = PackedMlp(widen, narrow)
-            block.attention.qkv = PackedLinear(block.attention.qkv, halved=True)
+            block.add_module("mlp", PackedMlp(widen, narrow))
+            block.attention.add_module("qkv", PackedLinear(block.attention.qkv, halved=True))
     _pack_rest(model)
     return model
 
