@@ -10,7 +10,7 @@ from pinrec_core.serving.contract import STAGES
 
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 CORES = len(os.sched_getaffinity(0))
-CALLERS = (1, 4, 16, 32, 64)
+CALLERS = (1, 4, 16, 32, 48, 64)
 MANY = 32
 """Callers whose batches, CPU and memory are looked at."""
 
