@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from benchmarks.chaos.table import Row
 from pinrec_core.config import RetrieveConfig
 from pinrec_core.items.changes import ItemChanges
-from pinrec_core.retrieve.index import build_index, open_index
+from pinrec_core.retrieve.build import build_index
+from pinrec_core.retrieve.index import open_index
 from pinrec_core.retrieve.live_index import LiveIndex
 
 DIM, CLUSTERS = 64, 2_000

@@ -26,7 +26,7 @@ from torch import Tensor
 from benchmarks.chaos.table import Row, save, show
 from benchmarks.serving.cases import Case, case_of
 from benchmarks.serving.gemms import decode_products, gemms, prefill_products
-from benchmarks.serving.gpt2_peer import Gpt2Peer, fed_in_rollout
+from benchmarks.serving.gpt2_peer import Gpt2Peer, decoder_alone, fed_in_rollout
 from benchmarks.serving.timing import Times, interleaved, median, ratio, shown, shown_ratio
 from benchmarks.serving.world import ServingWorld, make_world
 from pinrec_core.generate.generator import in_precision
@@ -193,23 +193,26 @@ def against_peer(world: ServingWorld, size: Size) -> list[Row]:
         peers = {name: Gpt2Peer(plain.model, getattr(torch, name)) for name in PRECISIONS}
         differences = {name: _difference(plain, peer.run(fed)) for name, peer in peers.items()}
         subjects: dict[str, Callable[[], object]] = {f"ours {name}": case.roll for name, case in ours.items()}
+        subjects |= {f"decoder {name}": partial(decoder_alone, case.model, fed) for name, case in ours.items()}
         subjects |= {f"peer {name}": partial(peer.run, fed) for name, peer in peers.items()}
         times = interleaved(subjects, size.rounds)
         for name, theirs, difference in (
             *((name, name, differences[name]) for name in PRECISIONS),
             ("bfloat16", "float32", differences["float32"]),
         ):
-            value = ratio(times, f"ours {name}", f"peer {theirs}")
+            value, alone = (ratio(times, f"{part} {name}", f"peer {theirs}") for part in ("ours", "decoder"))
             has_bar = batch in (1, 16)
             rows.append(
                 Row(
                     f"whole rollout, {name} / Hugging Face GPT-2 alone on the same tokens, {theirs}, batch {batch}",
                     f"<= {PEER_BAR}" if has_bar else "-",
                     f"{shown_ratio(value)} ({shown(times[f'ours {name}'])} against {shown(times[f'peer {theirs}'])}; "
+                    f"our decoder alone {shown_ratio(alone)}; "
                     f"the peer's embeddings differ from our float32 by at most {difference:.1e})",
                     value[0] <= PEER_BAR if has_bar else None,
-                    {"batch": batch, "dtype": name, "peer_dtype": theirs, "ratio": value, "difference": difference}
-                    | {"times_ms": {which: times[which] for which in (f"ours {name}", f"peer {theirs}")}},
+                    {"batch": batch, "dtype": name, "peer_dtype": theirs, "ratio": value, "alone": alone}
+                    | {"difference": difference}
+                    | {"times_ms": {part: times[part] for part in (f"ours {name}", f"decoder {name}", f"peer {theirs}")}},
                 )
             )
     return rows

@@ -49,6 +49,18 @@ def fed_in_rollout(model: PinRec, inputs: SequenceInputs, branches: Branches, pl
     return Fed(model.prefix_tokens(inputs), tokens, positions, masks, inputs.lengths)
 
 
+@torch.inference_mode()
+def decoder_alone(model: PinRec, fed: Fed) -> None:
+    """Our decoder on the same tokens, as the peer is run: without item embedder, conditions and output head."""
+    slots = fed.prefix.size(1) + sum(tokens.size(1) for tokens in fed.steps)
+    cache = model.decoder.new_cache(len(fed.lengths), slots, like=model.start_token)
+    model.decoder.prefill(fed.prefix, fed.lengths, cache)
+    start = fed.prefix.size(1)
+    for tokens, positions, mask in zip(fed.steps, fed.positions, fed.masks, strict=True):
+        model.decoder(tokens, positions, mask, cache, start)
+        start += tokens.size(1)
+
+
 class Gpt2Peer:
     """Hugging Face's GPT-2 with the weights of our decoder."""
 

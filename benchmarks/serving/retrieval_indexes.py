@@ -33,7 +33,7 @@ Facts = dict[str, Any]
 def build_ours(inputs: Inputs, folder: Path, codes: str, target: float) -> Facts:
     """As an export does."""
     from pinrec_core.config import RetrieveConfig
-    from pinrec_core.retrieve.index import build_index
+    from pinrec_core.retrieve.build import build_index
 
     config = RetrieveConfig(kind="ivf_hnsw", codes=codes, recall_target=target)  # type: ignore[arg-type]
     vectors = np.array(inputs.vectors)

@@ -61,7 +61,7 @@ def make_inputs(work: Path, scale: str, num_requests: int) -> Inputs:
     import faiss
 
     from benchmarks.serving.world import make_world
-    from pinrec_core.retrieve.index import NUM_TUNING_QUERIES
+    from pinrec_core.retrieve.build import NUM_TUNING_QUERIES
     from pinrec_core.retrieve.tuning import exact_kth_scores
 
     world = make_world(work, scale)

@@ -25,7 +25,7 @@ from pinrec_core.model.id_tables import Codes
 from pinrec_core.model.inputs import collate
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import ItemTable, ReleaseFacts, publish
-from pinrec_core.retrieve.index import build_index
+from pinrec_core.retrieve.build import build_index
 
 _ITEMS_A_CALL = 8_192
 _QUERY_USERS = 128

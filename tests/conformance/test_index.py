@@ -11,7 +11,8 @@ import pytest
 from pinrec_core.config import RetrieveConfig
 from pinrec_core.errors import InvalidConfig, InvalidData, InvalidRelease, InvalidRequest
 from pinrec_core.items.changes import ItemChanges
-from pinrec_core.retrieve.index import build_index, open_index
+from pinrec_core.retrieve.build import build_index
+from pinrec_core.retrieve.index import open_index
 from pinrec_core.retrieve.live_index import LiveIndex
 from pinrec_core.retrieve.tuning import choose_ef_search, choose_nprobe, measure_recall
 
@@ -330,7 +331,7 @@ def test_build_refuses_a_bad_corpus(config, tmp_path, ids, vectors, says):
 
 def test_auto_chooses_by_size(tmp_path, monkeypatch):
     assert build_index(*world(300), RetrieveConfig(), tmp_path / "small")["kind"] == "flat"
-    monkeypatch.setattr("pinrec_core.retrieve.index.FLAT_BELOW", 300)
+    monkeypatch.setattr("pinrec_core.retrieve.build.FLAT_BELOW", 300)
     large = build_index(*world(300), RetrieveConfig(), tmp_path / "large")
     assert (large["kind"], large["nlist"]) == ("ivf_hnsw", 4)
 

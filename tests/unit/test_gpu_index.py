@@ -6,8 +6,9 @@ import pytest
 
 from pinrec_core.config import RetrieveConfig
 from pinrec_core.errors import InvalidConfig
+from pinrec_core.retrieve.build import build_index
 from pinrec_core.retrieve.gpu_index import MOST_ON_GPU, first_shown, with_flat_quantizer
-from pinrec_core.retrieve.index import build_index, open_index, search_all_cells
+from pinrec_core.retrieve.index import open_index, search_all_cells
 
 DIM, NUM_ITEMS = 16, 4_000
 

@@ -17,7 +17,8 @@ from pinrec_core.generate.compress import allocate_to_embeddings
 from pinrec_core.items.changes import ItemChanges
 from pinrec_core.messages import RetrieveInput
 from pinrec_core.release import ReleaseFacts, open_release, publish
-from pinrec_core.retrieve.index import FlatIndex, build_index
+from pinrec_core.retrieve.build import build_index
+from pinrec_core.retrieve.index import FlatIndex
 from pinrec_core.retrieve.live_index import LiveIndex
 from pinrec_core.retrieve.placement import Listing, Settlement, arrange, fill
 from pinrec_core.retrieve.search import Retriever
