@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ PARTS = {
 }
 """By module: the heading of its part of the page."""
 PLOTS = {name: f"benchmarks.serving.{name}_plots" for name in PARTS}
+TRIED = "tried.md"
+"""A page of the report's folder that is written by hand."""
 SIZES = ("full", "small", "smoke")
 WORLDS = {"full": ("100k", "1m"), "small": ("10k",), "smoke": ("smoke",)}
 
@@ -81,7 +84,11 @@ def write_page(report: Path, size: str) -> Path:
         "heading. Ratios are to floors and peers of the same run, medians with the 10th and 90th percentile. Times "
         "are of this machine only; alternatives that were tried are in the JSON beside this page.",
     ]
-    for name, values in found(report).items():
+    parts = found(report)
+    lines += ["", *summary([row for values in parts.values() for row in values["rows"]])]
+    if (report / TRIED).exists():
+        lines += ["", f"[What was tried, and why bars were missed]({TRIED})"]
+    for name, values in parts.items():
         lines += [
             "",
             f"## {PARTS[name]}",
@@ -98,6 +105,14 @@ def write_page(report: Path, size: str) -> Path:
     page = report / "README.md"
     page.write_text("\n".join(lines) + "\n")
     return page
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How many bars were met, and which were not."""
+    judged = [row for row in rows if row["met"] is not None]
+    missed = [row for row in judged if not row["met"]]
+    measured = [f"- {row['what']}: {re.split('[;:]| [(]', row['measured'])[0]} (bar: {row['bar']})" for row in missed]
+    return [f"{len(judged) - len(missed)} of {len(judged)} bars are met{'; missed:' if missed else '.'}", *measured]
 
 
 def drawn(name: str, values: dict[str, Any], report: Path) -> list[str]:

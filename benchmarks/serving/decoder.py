@@ -200,7 +200,8 @@ def against_peer(world: ServingWorld, size: Size) -> list[Row]:
             *((name, name, differences[name]) for name in PRECISIONS),
             ("bfloat16", "float32", differences["float32"]),
         ):
-            value, alone = (ratio(times, f"{part} {name}", f"peer {theirs}") for part in ("ours", "decoder"))
+            parts = (f"ours {name}", f"decoder {name}", f"peer {theirs}")
+            value, alone = (ratio(times, part, parts[2]) for part in parts[:2])
             has_bar = batch in (1, 16)
             rows.append(
                 Row(
@@ -212,7 +213,11 @@ def against_peer(world: ServingWorld, size: Size) -> list[Row]:
                     value[0] <= PEER_BAR if has_bar else None,
                     {"batch": batch, "dtype": name, "peer_dtype": theirs, "ratio": value, "alone": alone}
                     | {"difference": difference}
-                    | {"times_ms": {part: times[part] for part in (f"ours {name}", f"decoder {name}", f"peer {theirs}")}},
+                    | {
+                        "times_ms": {
+                            part: times[part] for part in (f"ours {name}", f"decoder {name}", f"peer {theirs}")
+                        }
+                    },
                 )
             )
     return rows

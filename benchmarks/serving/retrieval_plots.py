@@ -27,7 +27,7 @@ def plots(values: dict[str, Any], folder: Path) -> list[str]:
         axes.set_yticks(range(len(contenders)), [name for name, _ in contenders], fontsize=8)
         axes.set_xscale("log")
         axes.set_xlim(right=40 * max(one["p90_ms"] for one in world["contenders"].values()))
-        axes.set_xlabel("milliseconds for the 12 queries of a request (p50, 10th to 90th percentile)")
+        axes.set_xlabel("ms for 12 queries (p50, 10th to 90th percentile)")
         axes.set_title(f"{world['items']:,} items, {world['threads']} threads", fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(folder / "retrieval.png", dpi=120)

@@ -99,7 +99,7 @@ def loops(levels: Figures, saturation: dict[str, Any]) -> Figure:
             )
     slowest = median(saturation["resources"][saturation["slowest"]])
     rates.axhline(slowest, color="black", linewidth=0.8, linestyle=":", label=f"{saturation['slowest']}, alone")
-    rates.set(ylabel="full answers/s", title="Throughput")
+    rates.set(ylabel="full answers/s", title="Throughput", ylim=(0, 1.4 * slowest))
     latencies.set(ylabel="ms", yscale="log", title="Latency")
     for axes in (rates, latencies):
         axes.set_xscale("log", base=2)
