@@ -134,13 +134,18 @@ class StaticRollout:
         return self._decode_program(bucket_of(self._batches, batch))()
 
     def _fill(self, inputs: SequenceInputs, branches: Branches, batch: int, length: int) -> None:
-        """Copy a batch into the buffers. Rows beyond it are empty histories; what lies beyond a history is masked."""
+        """Copy a batch into the buffers. Rows beyond it are empty histories; what lies beyond a history is masked, and
+        zero: an earlier batch may have left what is no number.
+        """
         into, into_branches, _, _ = self._buffers.rows(batch, length)
         size, longest = inputs.timestamps_ms.shape
         for field in fields(SequenceInputs):
             given, buffer = getattr(inputs, field.name), getattr(into, field.name)
-            if given is not None and buffer is not None:
-                (buffer[:size] if given.ndim == 1 else buffer[:size, :longest]).copy_(given)
+            if given is None or buffer is None:
+                continue
+            (buffer[:size] if given.ndim == 1 else buffer[:size, :longest]).copy_(given)
+            if given.ndim > 1:
+                buffer[:size, longest:].zero_()
         into.lengths[size:] = 0
         for field in fields(Branches):
             given, buffer = getattr(branches, field.name), getattr(into_branches, field.name)
@@ -151,6 +156,7 @@ class StaticRollout:
             inputs, branches, cache, first = self._buffers.rows(batch, length)
 
             def run() -> Tensor:
+                cache.zero(length + 1)  # the decode program attends, masked, to what longer histories left there
                 return first.copy_(prefill(self._model, inputs, self._conditions(inputs, branches), cache))
 
             self._prefills[batch, length] = self._made(run)

@@ -47,12 +47,12 @@ class KVCache:
         layers = tuple(LayerCache(slots(), slots()) for _ in range(num_layers))
         return cls(layers, torch.empty(shape[0], shape[2], dtype=torch.int64, device=like.device))
 
-    def zero(self) -> KVCache:
-        """Itself, with zeros: a slot that is masked before it was written must still hold a number."""
+    def zero(self, start: int = 0) -> KVCache:
+        """Itself, with zeros from slot `start` on: what is masked must still be a number, since 0 x NaN is NaN."""
         for layer in self.layers:
-            layer.keys.zero_()
-            layer.values.zero_()
-        self.positions.zero_()
+            layer.keys[:, :, start:].zero_()
+            layer.values[:, :, start:].zero_()
+        self.positions[:, start:].zero_()
         return self
 
     def rows(self, batch: int) -> KVCache:

@@ -12,6 +12,8 @@ LayerNorms, residual sums and the cache stay in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,9 +23,8 @@ from pinrec_core.model.pinrec import PinRec
 
 FEW_ROWS = 4
 FEW_PRODUCTS = 4 * 256 * 1024
-TILE_ROWS = 16
-PADDING = 1 / 16
-"""Of the rows, at most, where there are more than `TILE_ROWS` x 16."""
+TILE_ROWS, MOST_ROWS = 16, 512
+"""Of a call. What the products of so many rows take and give stays in a core's cache."""
 
 
 class PackedLinear(nn.Module):
@@ -51,7 +52,7 @@ class PackedLinear(nn.Module):
         """[..., in] -> [..., out]."""
         if self.are_few(x):
             return self.of_few(x)
-        y = self.of_tiles(in_tiles(x))[: x.numel() // x.size(-1)]
+        y = row_by_row(self.of_tiles, x)
         return (y if self.halved else y.float()).view(*x.shape[:-1], self.plain.out_features)
 
     def are_few(self, x: Tensor) -> bool:
@@ -61,14 +62,15 @@ class PackedLinear(nn.Module):
     def of_few(self, x: Tensor) -> Tensor:
         """By rows of INT8 weights or as the plain layer: [..., in] -> float32 [..., out]."""
         if x.numel() <= self.few_rows * x.size(-1):
-            products = torch._weight_int8pack_mm(x.reshape(-1, x.size(-1)).bfloat16(), self.int8, self.scale)
+            rows = x.reshape(-1, x.size(-1)).bfloat16().contiguous()
+            products = torch._weight_int8pack_mm(rows, self.int8, self.scale)
             y = (products + self.plain.bias).view(*x.shape[:-1], self.plain.out_features)
         else:
             y = F.linear(x.float(), self.plain.weight, self.plain.bias)
         return F.gelu(y, approximate="tanh") if self.activation[0] == "gelu" else y
 
     def of_tiles(self, x: Tensor) -> Tensor:
-        """Bfloat16 [R, in] -> [R, out]; see `in_tiles`."""
+        """Bfloat16 [R, in] -> [R, out], R of few sizes: see `tile_rows`."""
         return torch.ops.mkldnn._linear_pointwise(x, self.tiles, self.bias, *self.activation)  # type: ignore[no-any-return]
 
 
@@ -83,29 +85,29 @@ class PackedMlp(nn.Module):
         """[..., width] -> [..., width]."""
         if self.widen.are_few(x):
             return self.narrow.of_few(self.widen.of_few(x))
-        y = self.narrow.of_tiles(self.widen.of_tiles(in_tiles(x)))
-        return y[: x.numel() // x.size(-1)].float().view(x.shape)
+        y = row_by_row(lambda rows: self.narrow.of_tiles(self.widen.of_tiles(rows)), x)
+        return y.float().view(x.shape)
 
 
-def in_tiles(x: Tensor) -> Tensor:
-    """[..., in] -> bfloat16 [R, in], R = `tile_rows` of its rows: those beyond are zeros.
+def row_by_row(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of bfloat16 rows, applied to `MOST_ROWS` at a time: [..., in] -> bfloat16 [rows, out].
 
-    oneDNN makes a program for each shape that it meets, which takes longer than it runs and stays in memory; histories
-    of every length in batches of every size would never stop asking for new ones.
+    oneDNN makes a program for each number of rows that it meets, which takes longer than it runs and stays in memory;
+    histories of every length in batches of every size would never stop asking for new ones. So calls have few sizes.
     """
-    flat = x.reshape(-1, x.size(-1))
-    rows, padded = len(flat), tile_rows(len(flat))
-    if rows == padded:
-        return flat.bfloat16()
-    tiles = torch.empty(padded, flat.size(1), dtype=torch.bfloat16)
-    tiles[:rows] = flat
-    tiles[rows:] = 0
-    return tiles
+    rows = x.reshape(-1, x.size(-1)).bfloat16()
+    parts = [product(part if len(part) == tile_rows(len(part)) else padded(part)) for part in rows.split(MOST_ROWS)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(rows)]
+
+
+def padded(rows: Tensor) -> Tensor:
+    """Zeros below [n, in], as many as there are to `tile_rows`."""
+    return F.pad(rows, (0, 0, 0, tile_rows(len(rows)) - len(rows)))
 
 
 def tile_rows(rows: int) -> int:
-    """The next of few sizes: multiples of a tile, farther apart the larger they are."""
-    step = max(TILE_ROWS, int(2 ** (rows.bit_length() - 1) * PADDING))
+    """The next of few sizes up to `MOST_ROWS`: multiples of a tile, farther apart the larger they are."""
+    step = max(TILE_ROWS, (1 << rows.bit_length()) // 16)
     return -(-rows // step) * step
 
 

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from pinrec_core.model.packed_linear import (
     FEW_PRODUCTS,
     FEW_ROWS,
+    MOST_ROWS,
     PackedLinear,
     PackedMlp,
     can_pack,
-    in_tiles,
+    row_by_row,
     tile_rows,
 )
 
@@ -79,16 +80,28 @@ def test_two_layers_in_tiles_are_the_plain_two(rows):
     torch.testing.assert_close(PackedMlp(widen, narrow)(x), wanted, atol=0.03, rtol=0.02)
 
 
-def test_tiles_come_in_few_sizes():
-    sizes = [tile_rows(rows) for rows in range(1, 32 * 129 + 1)]
-    assert [tile_rows(rows) for rows in (1, 16, 17, 256, 257, 512, 513, 2064)] == [16, 16, 32, 256, 272, 512, 544, 2176]
-    assert all(rows <= size < rows + max(16, rows / 16) for rows, size in enumerate(sizes, 1))
-    assert len(set(sizes)) < 100
+def test_calls_come_in_few_sizes():
+    sizes = [tile_rows(rows) for rows in range(1, MOST_ROWS + 1)]
+    assert [tile_rows(rows) for rows in (1, 16, 17, 129, 257, 300, 512)] == [16, 16, 32, 144, 288, 320, 512]
+    assert all(rows <= size < rows + max(16, rows / 8) for rows, size in enumerate(sizes, 1))
+    assert len(set(sizes)) == 24
 
 
-def test_rows_beyond_are_zeros():
-    tiles = in_tiles(torch.full((3, 6, 2), 1.5))
-    assert tiles.dtype == torch.bfloat16
-    assert tiles.shape == (32, 2)
-    assert (tiles[:18] == 1.5).all()
-    assert not tiles[18:].any()
+@pytest.mark.parametrize("rows", [1, 16, 18, MOST_ROWS, MOST_ROWS + 1, 2 * MOST_ROWS + 30])
+def test_rows_in_parts_are_the_rows(rows):
+    calls = []
+
+    def double(part):
+        assert part.dtype == torch.bfloat16
+        calls.append(len(part))
+        return 2 * part
+
+    x = torch.arange(rows * 4, dtype=torch.float32).view(rows, 2, 2)[:, :1]  # not contiguous
+    assert torch.equal(row_by_row(double, x), 2 * x.reshape(rows, 2).bfloat16())
+    assert calls == [MOST_ROWS] * (rows // MOST_ROWS) + ([tile_rows(rows % MOST_ROWS)] if rows % MOST_ROWS else [])
+
+
+def test_rows_that_are_not_contiguous():
+    packed, x = PackedLinear(nn.Linear(16, 8)), torch.randn(16, 3).T
+    assert torch.equal(packed(x), packed(x.contiguous()))
+    assert torch.equal(packed(x.bfloat16()), packed(x.contiguous().bfloat16()))
