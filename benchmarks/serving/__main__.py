@@ -38,17 +38,21 @@ WORLDS = {"full": ("100k", "1m"), "small": ("10k",), "smoke": ("smoke",)}
 
 @click.command()
 @click.option("--size", default="small", show_default=True, type=click.Choice(SIZES))
-@click.option("--work", required=True, type=click.Path(path_type=Path), help="Folder for worlds and JSON.")
-@click.option("--report", type=click.Path(path_type=Path), help="Folder for README.md, its plots and JSON.")
+@click.option("--work", required=True, type=click.Path(file_okay=False, path_type=Path), help="For worlds and JSON.")
+@click.option(
+    "--report", type=click.Path(file_okay=False, path_type=Path), help="Folder for README.md, its plots and JSON."
+)
 @click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Only these parts; repeatable.")
 def main(size: str, work: Path, report: Path | None, only: Sequence[str]) -> None:
     """Run the parts and write the page. Exit code 1 if a bar was missed or a part failed."""
     for scale in WORLDS[size]:
-        run("benchmarks.serving.world", "--work", str(work), "--scale", scale)
+        if not run("benchmarks.serving.world", "--work", str(work), "--scale", scale):
+            raise click.ClickException(f"the world of {scale} items could not be made")
     results = report or work / f"results-{size}"
     results.mkdir(parents=True, exist_ok=True)
     failed = [name for name in only or PARTS if not measured(name, size, work, results)]
-    missed = [row["what"] for values in found(results).values() for row in values["rows"] if row["met"] is False]
+    ran = [values for name, values in found(results).items() if name in (only or PARTS)]
+    missed = [row["what"] for values in ran for row in values["rows"] if row["met"] is False]
     if report is not None:
         click.echo(write_page(report, size))
     if failed or missed:
@@ -63,7 +67,8 @@ def run(module: str, *words: str) -> bool:
 
 
 def measured(name: str, size: str, work: Path, results: Path) -> bool:
-    """One part, its rows in a JSON file."""
+    """One part, its rows in a JSON file; those of an earlier run do not stand in for it."""
+    (results / f"{name}.json").unlink(missing_ok=True)
     click.secho(f"\n{PARTS[name]}", bold=True)
     out = ("--size", size, "--work", str(work), "--out", str(results / f"{name}.json"))
     return run(f"benchmarks.serving.{name}", *out)
@@ -81,7 +86,8 @@ def write_page(report: Path, size: str) -> Path:
         "# How fast the stack is",
         "",
         f"`make bench-serving` (size {size}) makes this page; each part is the output of the command under its "
-        "heading. Ratios are to floors and peers of the same run, medians with the 10th and 90th percentile. Times "
+        "heading, at the commit that stands there. "
+        "Ratios are to floors and peers of the same run, medians with the 10th and 90th percentile. Times "
         "are of this machine only; alternatives that were tried are in the JSON beside this page.",
     ]
     parts = found(report)

@@ -99,7 +99,8 @@ def precision(world: ServingWorld, size: Size) -> list[Row]:
     model, config, fitted = load_checkpoint(world.work / world.scale / "run")
     dataset = open_dataset(world.data, config, fitted=fitted)
     split = dataset.split(config)
-    users = held_out(dataset, split.test, NUM_TARGETS)[: size.users]
+    chosen = split.test[: size.users]
+    users = held_out(dataset, chosen, NUM_TARGETS)
     corpus = Corpus.of(dataset)
     together, served = {}, {}
     with torch.inference_mode():
@@ -108,7 +109,7 @@ def precision(world: ServingWorld, size: Size) -> list[Row]:
             scorer = RolloutScorer(in_precision(model, name), dataset, corpus, NUM_TARGETS)
             scorer.vectors = vectors
             together[name] = measure_users(scorer, dataset, corpus, users, k=RECALL_AT).summary()
-            served[name] = evaluate_served(model, dataset, split.test[: size.users], vectors=vectors, at_once=1)
+            served[name] = evaluate_served(model, dataset, chosen, vectors=vectors, at_once=1)
     found = f"targets found in the top {RECALL_AT}, bfloat16 / float32 decoder, {len(users)} held-out users together"
     given = f"targets served, bfloat16 / float32 decoder, {len(users)} held-out users one by one, all decode steps"
     return [

@@ -29,6 +29,7 @@ from benchmarks.chaos.fleet import Change, Fleet, as_they_are, running
 from benchmarks.chaos.parts import pss_mb_of
 from benchmarks.chaos.table import Row, finish, save, show
 from benchmarks.chaos.world import World, fresh
+from benchmarks.serving.alone import PRECISION
 from benchmarks.serving.subjects import channel, gateway_send
 from benchmarks.serving.timing import median, shown
 from benchmarks.serving.workload import is_full
@@ -119,7 +120,7 @@ def sizes_row(world: ServingWorld) -> Row:
     spec = world.spec
     measured = (
         f"{spec.items:,} items, {spec.users:,} users, {spec.events:,} events; release of {sum(megabytes.values()):.0f} "
-        f"MB: {parts}"
+        f"MB: {parts}; the decoder in {os.environ.get(PRECISION) or 'its default precision'}"
     )
     return Row("what is served", STATED, measured, None, {"release_mb": megabytes, "spec": vars(spec)})
 

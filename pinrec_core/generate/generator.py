@@ -115,8 +115,8 @@ def precision_of(precision: str, device: torch.device, engine: str = "auto") -> 
     packs = can_pack() and engine != "compiled"  # packed weights are opaque to the compiler
     half = ["bfloat16", "float16"] if on_gpu else ["bfloat16"] if packs else []
     if precision not in ("float32", *half):
-        words = ", ".join(("auto", "float32", *half))
-        raise InvalidConfig(f"the decoder's precision has value {precision!r}; allowed on {device}: {words}")
+        words, where = ", ".join(("auto", "float32", *half)), f"{device}, compiled" if engine == "compiled" else device
+        raise InvalidConfig(f"PINREC_PRECISION has value {precision!r}; allowed on {where}: {words}")
     return precision
 
 
@@ -132,7 +132,7 @@ def program_maker(engine: str, device: torch.device) -> MakeProgram | None:
     on_gpu = device.type == "cuda"
     allowed = ENGINES if on_gpu else tuple(name for name in ENGINES if name != "graphs")
     if engine not in allowed:
-        raise InvalidConfig(f"the decoder's engine has value {engine!r}; allowed on {device}: {', '.join(allowed)}")
+        raise InvalidConfig(f"PINREC_DECODER has value {engine!r}; allowed on {device}: {', '.join(allowed)}")
     if engine == "compiled":
         return compiled
     return GraphRecorder() if on_gpu and engine in ("auto", "graphs") else None

@@ -44,11 +44,15 @@ def build_index(
     choose nprobe and ef_search on; without them, corpus vectors that k-means did not see (it sees all of a corpus below
     1,024), which are easier to find than generated embeddings. Returns the facts for the manifest, as in index.json:
     kind, codes, num_items, dim, nlist, nprobe, ef_search (0 = no graph), recall (at `recall_at`, against exact search),
-    recall_target. Raises InvalidData if the vectors are empty, not finite or do not fit the ids; InvalidConfig if
+    recall_target. Raises InvalidData if vectors or queries are empty, not finite or do not fit; InvalidConfig if
     retrieve.nlist does not fit the corpus.
     """
     _check_corpus(ids, vectors)
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which the next line refuses
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    _check_finite(ids, vectors)
+    if queries is not None and (not len(queries) or queries.shape[1:] != vectors.shape[1:]):
+        raise InvalidData(f"index: queries {list(queries.shape)}; allowed: [Q, {vectors.shape[1]}] with Q > 0")
     flat = config.kind == "flat" or (config.kind == "auto" and len(ids) < FLAT_BELOW)
     int8_rows = Int8Rows.of(vectors) if config.codes == "pq4" and not flat else None
     index, search_facts = _build_flat(vectors) if flat else _build_ivf_hnsw(vectors, config, queries, int8_rows)
@@ -73,6 +77,9 @@ def _check_corpus(ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         raise InvalidData(f"index: {len(ids)} ids and vectors {list(vectors.shape)}; allowed: [N], [N, D] with N > 0")
     if len(np.unique(ids)) != len(ids):
         raise InvalidData(f"index: {len(ids) - len(np.unique(ids))} of {len(ids)} item ids are duplicates")
+
+
+def _check_finite(ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
     bad = ~np.isfinite(vectors).all(axis=1)
     if bad.any():
         raise InvalidData(f"index: {bad.sum()} vectors hold NaN or infinity; first item ids {ids[bad][:5].tolist()}")

@@ -151,7 +151,10 @@ class RemoteSignals:
 
 
 def _asked(release: int, requests: Sequence[FetchSignalsInput]) -> tuple[GetHistoriesRequest, float]:
-    """The call for some requests of one release, and the seconds that it may take."""
+    """The call for some requests of one release, and the seconds that it may take.
+
+    Those of the request that has most time: one in haste must not take the histories of all that it travels with.
+    """
     message = GetHistoriesRequest(
         release=release,
         requests=[
@@ -165,7 +168,7 @@ def _asked(release: int, requests: Sequence[FetchSignalsInput]) -> tuple[GetHist
             for request in requests
         ],
     )
-    return message, min(request.remaining_ms for request in requests) / 1_000 * SHARE_OF_DEADLINE
+    return message, max(request.remaining_ms for request in requests) / 1_000 * SHARE_OF_DEADLINE
 
 
 def _typed_error(failure: grpc.RpcError) -> PinrecError | None:

@@ -43,7 +43,7 @@ def test_precisions_of_a_cpu(monkeypatch, has_any, half):
     for wrong in ("float16", *(() if has_any else ("bfloat16",))):
         with pytest.raises(InvalidConfig, match=f"value '{wrong}'; allowed on cpu: auto, float32{half}$"):
             precision_of(wrong, CPU)
-    with pytest.raises(InvalidConfig, match=r"value 'bfloat16'; allowed on cpu: auto, float32$"):
+    with pytest.raises(InvalidConfig, match=r"value 'bfloat16'; allowed on cpu, compiled: auto, float32$"):
         precision_of("bfloat16", CPU, "compiled")
 
 
@@ -57,7 +57,7 @@ def test_precisions_of_a_gpu():
 def test_engines_of_a_device():
     assert program_maker("auto", CPU) is program_maker("eager", CPU) is program_maker("eager", GPU) is None
     assert program_maker("compiled", CPU) is compiled
-    with pytest.raises(InvalidConfig, match=r"engine has value 'graphs'; allowed on cpu: auto, eager, compiled"):
+    with pytest.raises(InvalidConfig, match=r"PINREC_DECODER has value 'graphs'; allowed on cpu: auto, eager, compiled"):
         program_maker("graphs", CPU)
 
 

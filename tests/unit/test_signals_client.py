@@ -152,6 +152,12 @@ def test_a_late_or_failing_service_means_degraded_signals_with_time_left(scripte
     assert failed.status == DEGRADED
 
 
+def test_a_request_in_haste_does_not_hurry_the_others(scripted):
+    hasty, patient = scripted.run([ask(1, remaining_ms=0), ask(1, remaining_ms=2_000)])
+    assert (hasty.status, patient.status) == (Status.OK, Status.OK)
+    assert hasty.deadline_ns < time.monotonic_ns() < patient.deadline_ns
+
+
 def test_a_service_that_hangs_takes_half_a_deadline_once(scripted):
     """The second request has ten minutes: were half of them waited for, this test would not end."""
     (late,) = scripted.run([ask(408, remaining_ms=400)])
