@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.chaos.table import Row, save, show
-from benchmarks.serving.cases import Case, case_of
+from benchmarks.gpu import VOCABULARY, Network
+from benchmarks.serving.cases import Case, case_of, random_case
 from benchmarks.serving.gemms import decode_products, gemms, prefill_products
 from benchmarks.serving.gpt2_peer import Gpt2Peer, decoder_alone, fed_in_rollout
 from benchmarks.serving.timing import Times, interleaved, median, ratio, shown, shown_ratio
@@ -32,6 +33,7 @@ from benchmarks.serving.world import ServingWorld, make_world
 from pinrec_core.generate.generator import in_precision
 from pinrec_core.generate.rollout import conditions_of, decode, new_cache, prefill, rollout_uncached
 from pinrec_core.generate.static_rollout import StaticRollout, compiled
+from pinrec_core.model.pinrec import PinRec
 
 TOTAL = 96
 """Embeddings an outcome."""
@@ -58,12 +60,14 @@ class Size:
     """Batches whose rollout is compiled too: each takes minutes."""
     users: int
     """Whose recall is compared between precisions."""
+    large: Network
+    """With random weights, which change no time."""
 
 
 SIZES = {
-    "full": Size("100k", 40, 7, (1, 4, 16), (32, 128, 512), (1, 16), 1_000),
-    "small": Size("10k", 15, 3, (1, 16), (32, 128), (), 200),
-    "smoke": Size("smoke", 2, 1, (1, 2), (16,), (), 20),
+    "full": Size("100k", 40, 7, (1, 4, 16), (32, 128, 512), (1, 16), 1_000, Network(12, 768, 12, 256)),
+    "small": Size("10k", 15, 3, (1, 16), (32, 128), (), 200, Network(8, 512, 8, 128)),
+    "smoke": Size("smoke", 2, 1, (1, 2), (16,), (), 20, Network(2, 32, 2, 16)),
 }
 
 
@@ -78,7 +82,7 @@ def main(size_name: str, work: Path, out: Path) -> None:
     world = make_world(work, size.scale)
     rows = [
         show(row)
-        for part in (precision, against_floors, against_peer, few_steps, cache, alternatives)
+        for part in (precision, against_floors, against_peer, large_network, few_steps, cache, alternatives)
         for row in part(world, size)
     ]
     save(rows, out, f"python -m benchmarks.serving.decoder --size {size_name}")
@@ -239,6 +243,26 @@ def _difference(case: Case, theirs: list[Tensor]) -> float:
         )
         blocks.append(model.output_head.given(last[:, :, None].float(), conditions.emitted))
     return float((torch.cat(blocks, dim=2) - case.roll()).abs().max())
+
+
+def large_network(_: ServingWorld, size: Size) -> list[Row]:
+    """A network of the paper's scale: each precision and the peer, a request alone."""
+    network, length = size.large, min(2 * HISTORY, size.lengths[-1])
+    plain, half = (_random(network, length, name) for name in PRECISIONS)
+    fed = fed_in_rollout(plain.model, plain.inputs, plain.branches, plain.plan)
+    peer = Gpt2Peer(plain.model, torch.float32)
+    subjects: dict[str, Callable[[], object]] = dict(zip(PRECISIONS, (plain.roll, half.roll), strict=True))
+    times = interleaved({**subjects, "peer": partial(peer.run, fed)}, size.long_rounds, warm_up=1)
+    ratios = {name: ratio(times, name, "peer") for name in PRECISIONS}
+    told = ", ".join(f"{name} {shown_ratio(value)} ({shown(times[name])})" for name, value in ratios.items())
+    what = f"{network.layers} x {network.width}, T = {length}, batch 1: whole rollout / Hugging Face GPT-2 in float32"
+    return [Row(what, "-", f"{told}, against {shown(times['peer'])}", None, {"ratios": ratios, "times_ms": times})]
+
+
+def _random(network: Network, length: int, precision: str) -> Case:
+    torch.manual_seed(0)
+    model = PinRec(network.config(length), VOCABULARY, network.dim, with_id_table=False).eval()
+    return random_case(in_precision(model, precision), VOCABULARY, network.dim, 1, length)
 
 
 def few_steps(world: ServingWorld, size: Size) -> list[Row]:
