@@ -57,7 +57,9 @@ def test_precisions_of_a_gpu():
 def test_engines_of_a_device():
     assert program_maker("auto", CPU) is program_maker("eager", CPU) is program_maker("eager", GPU) is None
     assert program_maker("compiled", CPU) is compiled
-    with pytest.raises(InvalidConfig, match=r"PINREC_DECODER has value 'graphs'; allowed on cpu: auto, eager, compiled"):
+    with pytest.raises(
+        InvalidConfig, match=r"PINREC_DECODER has value 'graphs'; allowed on cpu: auto, eager, compiled"
+    ):
         program_maker("graphs", CPU)
 
 
