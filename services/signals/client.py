@@ -124,6 +124,9 @@ class RemoteSignals:
                 return [error for _ in deadlines]
             self._outage.failed(f"{failure.code().name} {failure.details()}")
             return self._all_degraded(requests, deadlines)
+        if len(response.histories) != len(requests):
+            self._outage.failed(f"{len(response.histories)} histories for {len(requests)} requests")
+            return self._all_degraded(requests, deadlines)
         self._outage.ended()
         return [
             unpack_history(history, self._release.content_dim, deadline_ns)

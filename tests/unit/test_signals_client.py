@@ -60,7 +60,8 @@ class Scripted(signals_pb2_grpc.SignalServiceServicer):
         )
         if request.release == 5:
             history = signals_pb2.History(status=Status.COLD_START | Status.REALTIME_UNAVAILABLE)
-        return signals_pb2.GetHistoriesResponse(histories=[history] * len(request.requests))
+        answered = len(request.requests) - (request.release == 6)
+        return signals_pb2.GetHistoriesResponse(histories=[history] * answered)
 
 
 @contextmanager
@@ -150,6 +151,10 @@ def test_a_late_or_failing_service_means_degraded_signals_with_time_left(scripte
     assert late.deadline_ns > time.monotonic_ns() - 10_000_000_000
     (failed,) = scripted.run([ask(500)])
     assert failed.status == DEGRADED
+
+
+def test_an_answer_with_too_few_histories_is_none(scripted):
+    assert [found.status for found in scripted.run([ask(6), ask(6)])] == [DEGRADED, DEGRADED]
 
 
 def test_a_request_in_haste_does_not_hurry_the_others(scripted):
