@@ -52,16 +52,20 @@ class PackedLinear(nn.Module):
         """[..., in] -> [..., out]."""
         if self.are_few(x):
             return self.of_few(x)
-        y = row_by_row(self.of_tiles, x)
+        y = in_chunks(self.of_tiles, x)
         return (y if self.halved else y.float()).view(*x.shape[:-1], self.plain.out_features)
 
     def are_few(self, x: Tensor) -> bool:
         """Whether tiles do not pay for [..., in]."""
-        return x.numel() <= self.few_rows * x.size(-1) or x.numel() * self.plain.out_features <= FEW_PRODUCTS
+        return self.are_rows(x) or x.numel() * self.plain.out_features <= FEW_PRODUCTS
+
+    def are_rows(self, x: Tensor) -> bool:
+        """Whether [..., in] is multiplied fastest by INT8 weights."""
+        return x.numel() <= self.few_rows * x.size(-1)
 
     def of_few(self, x: Tensor) -> Tensor:
         """By rows of INT8 weights or as the plain layer: [..., in] -> float32 [..., out]."""
-        if x.numel() <= self.few_rows * x.size(-1):
+        if self.are_rows(x):
             rows = x.reshape(-1, x.size(-1)).bfloat16().contiguous()
             products = torch._weight_int8pack_mm(rows, self.int8, self.scale)
             y = (products + self.plain.bias).view(*x.shape[:-1], self.plain.out_features)
@@ -85,24 +89,25 @@ class PackedMlp(nn.Module):
         """[..., width] -> [..., width]."""
         if self.widen.are_few(x):
             return self.narrow.of_few(self.widen.of_few(x))
-        y = row_by_row(lambda rows: self.narrow.of_tiles(self.widen.of_tiles(rows)), x)
+        y = in_chunks(lambda rows: self.narrow.of_tiles(self.widen.of_tiles(rows)), x)
         return y.float().view(x.shape)
 
 
-def row_by_row(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def in_chunks(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A function of bfloat16 rows, applied to `MOST_ROWS` at a time: [..., in] -> bfloat16 [rows, out].
 
     oneDNN makes a program for each number of rows that it meets, which takes longer than it runs and stays in memory;
     histories of every length in batches of every size would never stop asking for new ones. So calls have few sizes.
     """
     rows = x.reshape(-1, x.size(-1)).bfloat16()
-    parts = [product(part if len(part) == tile_rows(len(part)) else padded(part)) for part in rows.split(MOST_ROWS)]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[: len(rows)]
+    chunks = [product(padded(chunk)) for chunk in rows.split(MOST_ROWS)]
+    return (chunks[0] if len(chunks) == 1 else torch.cat(chunks))[: len(rows)]
 
 
 def padded(rows: Tensor) -> Tensor:
-    """Zeros below [n, in], as many as there are to `tile_rows`."""
-    return F.pad(rows, (0, 0, 0, tile_rows(len(rows)) - len(rows)))
+    """[n, in] with zeros below it up to `tile_rows` of them; itself where none are missing."""
+    missing = tile_rows(len(rows)) - len(rows)
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def tile_rows(rows: int) -> int:

@@ -14,7 +14,7 @@ from pinrec_core.model.packed_linear import (
     PackedLinear,
     PackedMlp,
     can_pack,
-    row_by_row,
+    in_chunks,
     tile_rows,
 )
 
@@ -88,7 +88,7 @@ def test_calls_come_in_few_sizes():
 
 
 @pytest.mark.parametrize("rows", [1, 16, 18, MOST_ROWS, MOST_ROWS + 1, 2 * MOST_ROWS + 30])
-def test_rows_in_parts_are_the_rows(rows):
+def test_rows_in_chunks_are_the_rows(rows):
     calls = []
 
     def double(part):
@@ -97,7 +97,7 @@ def test_rows_in_parts_are_the_rows(rows):
         return 2 * part
 
     x = torch.arange(rows * 4, dtype=torch.float32).view(rows, 2, 2)[:, :1]  # not contiguous
-    assert torch.equal(row_by_row(double, x), 2 * x.reshape(rows, 2).bfloat16())
+    assert torch.equal(in_chunks(double, x), 2 * x.reshape(rows, 2).bfloat16())
     assert calls == [MOST_ROWS] * (rows // MOST_ROWS) + ([tile_rows(rows % MOST_ROWS)] if rows % MOST_ROWS else [])
 
 
