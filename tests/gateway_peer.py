@@ -123,7 +123,8 @@ class Stack:
 @asynccontextmanager
 async def running(root, canary_s=3600.0, popular=None, fallback=True, port=0, linger_s=0.0, group=None, **serve):
     """`popular`: lists of the release, int64 [3, 2, P]; without them there is nothing to fall back to."""
-    write_release(root, 1, **serve)
+    # A deadline that a busy machine keeps, unless a test is about deadlines.
+    write_release(root, 1, **{"default_deadline_ms": 30_000, **serve})
     if popular is not None:
         (root / "1" / "popular").mkdir()
         np.save(root / "1" / "popular" / "ids.npy", np.array(popular, dtype=np.int64))
@@ -136,11 +137,14 @@ async def running(root, canary_s=3600.0, popular=None, fallback=True, port=0, li
     options = ServerOptions(f"localhost:{port}", drain_s=5.0, linger_s=linger_s)
     gateway = Gateway(root, address, options, canary_s, registry, fallback, group)
     await gateway.server.start()
-    async with grpc.aio.insecure_channel(f"localhost:{gateway.server.port}") as channel:
-        yield Stack(root, peer, address, gateway, registry, channel)
-    await gateway.server.server.stop(0)
-    await gateway.ensemble.close()
-    await triton.stop(0)
+    try:
+        async with grpc.aio.insecure_channel(f"localhost:{gateway.server.port}") as channel:
+            yield Stack(root, peer, address, gateway, registry, channel)
+    finally:  # also after a failed assertion: servers left running would fail the tests that come next
+        peer.release_me.set()
+        await gateway.server.server.stop(0)
+        await gateway.ensemble.close()
+        await triton.stop(0)
 
 
 def ask(**changes):

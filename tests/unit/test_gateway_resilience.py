@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from services.gateway import admission, servicer
 from services.gateway.server import FULL, SERVICE
 from services.proto.candidates_pb2 import BatchGetCandidatesRequest, GetCandidatesRequest
 from services.proto.candidates_pb2_grpc import CandidateServiceStub
@@ -52,13 +53,13 @@ async def test_without_fallback_the_caller_is_told(tmp_path):
         assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "the serving stages do not answer")
 
 
-async def test_an_answer_that_does_not_come_is_replaced_before_the_deadline(tmp_path):
+async def test_an_answer_that_does_not_come_is_replaced_before_the_deadline(tmp_path, monkeypatch):
+    monkeypatch.setattr(servicer, "LONGEST_RESERVE_S", 1.0)  # more than a busy machine loses on the way back
     async with running(tmp_path, popular=POPULAR) as stack:
         await stack.gateway.watch.step()
         stack.peer.release_me.clear()
-        assert_popular(await stack.client.GetCandidates(ask(), timeout=0.3))
-        assert 0 < stack.peer.requests[0].remaining_ms <= 270, "a tenth is kept for the other answer"
-        stack.peer.release_me.set()
+        assert_popular(await stack.client.GetCandidates(ask(), timeout=5.0))
+        assert 0 < stack.peer.requests[0].remaining_ms <= 4_500, "a tenth is kept for the other answer"
 
 
 async def test_a_bug_in_a_stage_is_not_hidden_by_an_answer(tmp_path):
@@ -144,8 +145,9 @@ async def test_a_batch_leaves_places_to_interactive_requests(tmp_path):
         assert stack.count("shed_total", reason="places", priority="BATCH") == 1
 
 
-async def test_a_starved_batch_is_told_so_when_its_time_is_up(tmp_path):
-    async with running(tmp_path, max_in_flight=2, default_deadline_ms=200) as stack:
+async def test_a_starved_batch_is_told_so_when_its_time_is_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(admission, "STALLED_S", 60.0)  # the stages are slow, not gone
+    async with running(tmp_path, max_in_flight=2, default_deadline_ms=1_500) as stack:
         await stack.gateway.watch.step()
         stack.peer.release_me.clear()
         with_places = [stack.client.GetCandidates(ask()) for _ in range(2)]

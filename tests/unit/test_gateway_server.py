@@ -40,14 +40,14 @@ async def test_reply_names_what_the_stages_answered_in_codes(stack):
 
 async def test_stages_are_sent_the_resolved_request(stack):
     await stack.client.GetCandidates(
-        ask(surface="search", search_query=" space opera ", exclude_item_ids=[9, -3, 9], include_seen=True), timeout=0.5
+        ask(surface="search", search_query=" space opera ", exclude_item_ids=[9, -3, 9], include_seen=True), timeout=5
     )
     (asked,) = stack.peer.requests
     assert (asked.user_id, asked.surface, asked.search_query, asked.release) == (5, 2, "space opera", 1)
     assert asked.counts.tolist() == [7, 3]
     assert asked.exclude_item_ids.tolist() == [-3, 9]
     assert asked.include_seen
-    assert 0 < asked.remaining_ms <= 500  # the client's deadline, below default_deadline_ms
+    assert 0 < asked.remaining_ms <= 5_000  # the client's deadline, below default_deadline_ms
 
 
 async def test_why_is_left_out_unless_asked_for(stack):
@@ -140,12 +140,12 @@ async def test_a_cancelled_call_gives_its_place_back(tmp_path):
 
 
 async def test_the_default_deadline_bounds_a_call_without_one(tmp_path):
-    async with running(tmp_path, default_deadline_ms=60) as stack:
+    async with running(tmp_path, default_deadline_ms=600) as stack:
         await stack.gateway.watch.step()
         stack.peer.release_me.clear()
         code, _ = await failure_of(stack.client.GetCandidates(ask()))
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert 0 < stack.peer.requests[0].remaining_ms <= 60
+        assert 0 < stack.peer.requests[0].remaining_ms <= 600
         assert stack.count("request_seconds_count", code="DEADLINE_EXCEEDED") == 1
 
 
