@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.quality.gathered import Gathered, headline, many
 from benchmarks.quality.latency import Latency
 from benchmarks.quality.matrix import FIGURE5_TOTAL, HEADLINE, OUTCOMES, PEERS, RETAILROCKET, Reading
-from pinrec_core.eval.bootstrap import Interval, ratio_interval
+from pinrec_core.eval.bootstrap import Interval
 from pinrec_core.eval.report import Cell, Gain, shown
 from pinrec_core.eval.sections import Arm, Claim, OutcomeMatrix
 
@@ -51,15 +51,14 @@ def ratio(a: Arm | None, b: Arm | None) -> Interval | None:
     """Any-hit recall of a / b over all users; None if an arm is missing."""
     if a is None or b is None:
         return None
-    return ratio_interval(a.values("any_hit"), b.values("any_hit"))
+    return a.ratio(b, "any_hit")
 
 
 def surface_ratio(a: Arm | None, b: Arm | None, surface: str) -> Interval | None:
     """The same among the targets on one surface, over the users who have any."""
     if a is None or b is None:
         return None
-    (hit, has), (other, others) = a.on_surface(surface), b.on_surface(surface)
-    return ratio_interval(hit, other, has, others)
+    return a.surface_ratio(b, surface)
 
 
 def _at_least(name: str, bar: str, value: Interval | None, least: float, neutral: float) -> Claim:
@@ -153,11 +152,14 @@ def figure4(found: Gathered, group: str, world: str) -> Claim:
     if matrix is None or not names:
         return Claim(name, bar, None, None, "" if matrix is None else "no outcome has enough targets")
     lifts = {outcome: matrix.cell(outcome, outcome) for outcome in names}
-    below = all(
-        matrix.cell(row, column).mean < lifts[column].mean for row in names for column in names if row != column
-    )
     said = "; ".join(f"{outcome} {shown(Gain(lift))}" for outcome, lift in lifts.items())
-    return Claim(name, bar, said, below and all(lift.low > 0 for lift in lifts.values()))
+    others = {(row, column): matrix.against_own(row, column) for row in names for column in names if row != column}
+    below = all(other.mean < 1 for other in others.values())
+    remark = ""
+    if others:
+        row, column = max(others, key=lambda pair: others[pair].mean)
+        remark = f"{column} targets found, {row} asked for / {column} asked for: {shown(others[row, column])}"
+    return Claim(name, bar, said, below and all(lift.low > 0 for lift in lifts.values()), remark)
 
 
 def latency(latencies: list[Latency]) -> Claim:

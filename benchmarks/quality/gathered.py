@@ -31,7 +31,8 @@ class Gathered:
         jobs = [job for job in self.jobs(group, label) if self._store.has(job.run, reading)]
         if not jobs:
             return None
-        return Arm(name or label, tuple(self._store.load(job.run, reading) for job in jobs))
+        results = tuple(self._store.load(job.run, reading) for job in jobs)
+        return Arm(name or label, results, tuple(job.run.key for job in jobs))
 
     def beside(self, group: str, label: str, reading: Reading, name: str) -> list[float]:
         """A measurement kept beside a reading, one for each seed that has it."""

@@ -1,7 +1,8 @@
 """Intervals: users are drawn again with replacement, and so are seeds where there are several.
 
 A figure is a mean over users of per-user values, weighted where a user counts by targets. Both models of a ratio are
-measured on the same users, drawn together; their seeds are drawn apart, since they are independent runs.
+measured on the same users, drawn together; their seeds are drawn apart, since they are independent runs, unless both
+are readings of the same trained models.
 Letters: S seeds, U users, R draws.
 """
 
@@ -56,23 +57,28 @@ def ratio_interval(
     b: Values,
     weights_a: Values | None = None,
     weights_b: Values | None = None,
+    *,
+    same_models: bool = False,
     confidence: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
 ) -> Interval:
     """Mean of `a` / mean of `b`, each [U] or [S, U] over the same users in the same order.
 
-    Infinite or NaN where b's mean is 0. Raises ValueError if the numbers of users differ.
+    `same_models`: row s of both is of one trained model, read in two ways. Infinite or NaN where b's mean is 0. Raises
+    ValueError if the numbers of users differ, or those of seeds under `same_models`.
     """
     table_a, weight_a = _tables(a, weights_a)
     table_b, weight_b = _tables(b, weights_b)
     if table_a.shape[1] != table_b.shape[1]:
         raise ValueError(f"a has {table_a.shape[1]} users and b {table_b.shape[1]}; allowed: the same ones")
+    if same_models and len(table_a) != len(table_b):
+        raise ValueError(f"a has {len(table_a)} seeds and b {len(table_b)}; allowed: the same models")
     rng = np.random.default_rng(seed)
     drawn = []
     for count in _sizes(draws):
         users, seeds_a = _draw(table_a.shape, count, rng)
-        seeds_b = _counts(table_b.shape[0], count, rng)
+        seeds_b = seeds_a if same_models else _counts(table_b.shape[0], count, rng)
         top, bottom = _means(table_a, weight_a, users, seeds_a), _means(table_b, weight_b, users, seeds_b)
         drawn.append(_divided(top, bottom))
     mean = _divided(np.array([_mean(table_a, weight_a)]), np.array([_mean(table_b, weight_b)]))

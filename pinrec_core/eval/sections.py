@@ -29,6 +29,8 @@ class Arm:
 
     label: str
     results: tuple[UserResults, ...]
+    models: tuple[str, ...] = ()
+    """Names of the trained models, one a seed; arms that read the same ones in other ways are compared seed by seed."""
 
     def __post_init__(self) -> None:
         first = self.results[0].user_ids
@@ -49,10 +51,13 @@ class Arm:
         """Mean of a field over the chosen users, bool [U], or all."""
         return interval(self.values(name), chosen, CONFIDENCE)
 
+    def ratio(self, over: Arm, name: str, chosen: NDArray[np.bool_] | None = None) -> Interval:
+        """A field's mean / that of another arm, on the same users: all, or the chosen, bool [U]."""
+        return self.ratio_of(over, self.values(name), over.values(name), chosen, chosen)
+
     def gain(self, over: Arm, name: str, chosen: NDArray[np.bool_] | None = None) -> Gain:
-        """Relative change of a field's mean against another arm, on the same users."""
-        ratio = ratio_interval(self.values(name), over.values(name), chosen, chosen, CONFIDENCE)
-        return Gain(ratio.minus(1))
+        """`ratio` as a relative change."""
+        return Gain(self.ratio(over, name, chosen).minus(1))
 
     def targets(self, masks: Sequence[NDArray[np.bool_]]) -> tuple[Values, Values]:
         """Each user's share of hits among the chosen targets (a mask a seed), and their number: [S, U] each."""
@@ -64,10 +69,21 @@ class Arm:
         pairs = [r.any_hit_of(r.target_surface == r.surfaces.index(surface) + 1) for r in self.results]
         return np.stack([hit for hit, _ in pairs]), np.stack([has for _, has in pairs])
 
-    def surface_gain(self, over: Arm, surface: str) -> Gain:
-        """Relative change of `on_surface` against another arm, on the same users."""
+    def surface_ratio(self, over: Arm, surface: str) -> Interval:
+        """Mean of `on_surface` / that of another arm, over the users who have any."""
         (hit, has), (other, others) = self.on_surface(surface), over.on_surface(surface)
-        return Gain(ratio_interval(hit, other, has, others, CONFIDENCE).minus(1))
+        return self.ratio_of(over, hit, other, has, others)
+
+    def surface_gain(self, over: Arm, surface: str) -> Gain:
+        """`surface_ratio` as a relative change."""
+        return Gain(self.surface_ratio(over, surface).minus(1))
+
+    def ratio_of(
+        self, over: Arm, own: Values, other: Values, weights: Values | None, other_weights: Values | None
+    ) -> Interval:
+        """Mean of this arm's values / that of another arm's, on the same users: [S, U] each, weighted."""
+        same = bool(self.models) and self.models == over.models
+        return ratio_interval(own, other, weights, other_weights, same_models=same, confidence=CONFIDENCE)
 
     def of_outcome(self, outcome: str) -> tuple[Values, Values]:
         """`targets` that were engaged with `outcome`."""
@@ -207,6 +223,12 @@ class OutcomeMatrix:
         """Desired ones with enough targets, in the order given."""
         first = next(iter(self.desired.values())).results[0]
         return [name for name in self.desired if first.by_outcome().get(name, np.zeros(1)).sum() >= self.min_targets]
+
+    def against_own(self, desired: str, actual: str) -> Interval:
+        """Recall on targets of `actual` when `desired` is asked for / when `actual` itself is."""
+        asked, own = self.desired[desired], self.desired[actual]
+        (share, number), (own_share, own_number) = asked.of_outcome(actual), own.of_outcome(actual)
+        return asked.ratio_of(own, share, own_share, number, own_number)
 
     def cell(self, desired: str, actual: str) -> Interval:
         """Lift of recall on targets of `actual` (0.1 = ten percent more), or the recall without a reference."""

@@ -51,6 +51,15 @@ def test_a_paired_ratio_is_narrower_than_the_spread_of_its_parts():
     assert ratio_interval(1.1 * shuffled, base).high > 1.15
 
 
+def test_two_readings_of_the_same_models_draw_their_seeds_together():
+    base = np.stack([rate * np.ones(200) for rate in (0.2, 0.5, 0.8)])  # seeds differ far more than the readings do
+    assert ratio_interval(1.1 * base, base).high > 1.5
+    found = ratio_interval(1.1 * base, base, same_models=True)
+    assert (found.mean, found.low, found.high) == pytest.approx((1.1, 1.1, 1.1))
+    with pytest.raises(ValueError, match="a has 3 seeds and b 2"):
+        ratio_interval(base, base[:2], same_models=True)
+
+
 def test_weights_count_targets_instead_of_users():
     share, number = np.array([0.5, 1.0, 0.0]), np.array([4.0, 1.0, 0.0])
     assert interval(share, number).mean == pytest.approx(3 / 5)

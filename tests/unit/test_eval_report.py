@@ -53,6 +53,16 @@ def arm(label, *seeds):
     return Arm(label, tuple(seeds))
 
 
+def test_readings_of_the_same_models_are_compared_seed_by_seed():
+    seeds = tuple(replace(results(0.5), target_share=np.full(USERS, share, np.float32)) for share in (0.1, 0.4))
+    better = tuple(replace(seed, target_share=seed.target_share * 1.1) for seed in seeds)
+    names = ("first", "second")
+    paired = Arm("a", better, names).gain(Arm("b", seeds, names), "target_share").value
+    assert (paired.low, paired.high) == pytest.approx((0.1, 0.1), abs=1e-6)
+    apart = Arm("a", better, names).gain(Arm("b", seeds, ("third", "fourth")), "target_share").value
+    assert apart.low < 0 < apart.high
+
+
 def rows(table: Table):
     return {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
 
