@@ -15,7 +15,7 @@ from pinrec_core.eval.sections import Arm, Claim, OutcomeMatrix
 
 LARGEST_SURFACES = 3
 STORED = "ties as stored"
-BEAUTY_READING = Reading(num_targets=1, drop_seen=False)
+BEAUTY_READING = Reading(num_targets=1)
 
 
 def judge(

@@ -241,12 +241,15 @@ def _one_vector_readings(num_targets: int) -> tuple[Reading, ...]:
 
 
 def _beauty(size: Size) -> list[Job]:
-    """Leave-one-out, full ranking: ties as they are stored, and shuffled in three ways."""
-    reading = (Reading(num_targets=1, drop_seen=False),)
+    """Leave-one-out, full ranking: ties as they are stored, and shuffled in three ways.
+
+    Seen items dropped, as the published figures have it (nobody reviews an item twice), and kept.
+    """
+    readings = tuple(Reading(num_targets=1, drop_seen=dropped) for dropped in (True, False))
     models = [m for m in size.models if m == "uc" or m == "sasrec" or m == "popularity" or m.startswith("rectools/")]
     worlds = (BEAUTY, *(SHUFFLED if len(size.seeds) > 1 else ()))
     return [
-        Job("beauty", f"{model}, {'ties as stored' if world == BEAUTY else 'ties shuffled'}", run, reading)
+        Job("beauty", f"{model}, {'ties as stored' if world == BEAUTY else 'ties shuffled'}", run, readings)
         for world in worlds
         for model in models
         for seed in (size.seeds if world == BEAUTY else size.seeds[:1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,22 +168,28 @@ def served(found: Gathered) -> Section | None:
 
 def beauty(found: Gathered) -> Section | None:
     """R@10 and NDCG@10, leave-one-out, full ranking."""
-    arms = {label: found.arm("beauty", label, BEAUTY_READING) for label in found.labels("beauty")}
-    rows = tuple(
-        (label, len(arm.results), arm.on("any_hit"),
-         float(np.mean(found.beside("beauty", label, BEAUTY_READING, "ndcg"))))
-        for label, arm in arms.items()
-        if arm is not None
-    )  # fmt: skip
-    if not rows:
+    readings = (BEAUTY_READING, replace(BEAUTY_READING, drop_seen=False))
+    arms: dict[str, list[Arm]] = {}
+    for label in found.labels("beauty"):
+        both = present(found.arm("beauty", label, reading) for reading in readings)
+        if len(both) == len(readings):
+            arms[label] = both
+    if not arms:
         return None
+    rows = tuple(
+        (label, len(both[0].results), *(
+            cell for arm, reading in zip(both, readings, strict=True)
+            for cell in (arm.on("any_hit"), float(np.mean(found.beside("beauty", label, reading, "ndcg"))))
+        ))
+        for label, both in arms.items()
+    )  # fmt: skip
     note = (
-        "One target a user, seen items kept. Times are days, so that the last two items of many users tie: as stored, "
-        "and shuffled. Published: SASRec with cross-entropy .0810-.0859 / .0457-.0503, eSASRec .0928 / .0523 "
+        "One target a user. Times are days, so that the last two items of many users tie: as stored, and shuffled. "
+        "Published: SASRec with cross-entropy .0810-.0859 / .0457-.0503, eSASRec .0928 / .0523 "
         "(blondered/transformer_benchmark)."
     )
-    users, seeds = max((arm.users, len(arm.results)) for arm in arms.values() if arm is not None)
-    header = ("model", "seeds or shuffles", "R@10", "NDCG@10")
+    users, seeds = max((both[0].users, len(both[0].results)) for both in arms.values())
+    header = ("model", "seeds or shuffles", "R@10", "NDCG@10", "R@10, seen kept", "NDCG@10, seen kept")
     return Facts("Amazon Beauty", (Table("", header, rows),), note, Sample("amazon-beauty", users, seeds))
 
 

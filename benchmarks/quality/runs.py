@@ -51,8 +51,9 @@ _PEER_DEPTH = 200
 _PEER_DROPOUT = 0.2
 """RecTools' own."""
 _PEER_FACTORS, _PEER_NEGATIVES = 128, 64
+_PEER_FACTORS_BEAUTY, _PEER_NEGATIVES_BEAUTY = 64, 128
 """Width and sampled negatives of a peer. RecTools gathers a vector for each negative of each padded position: its own
-256 of both take hours a model on two cores."""
+256 of both take hours a model on two cores. On Beauty the authors of eSASRec chose a width of 64."""
 _PEER_PATIENCE = 5
 """Epochs without a lower validation loss before a peer's training stops."""
 
@@ -194,6 +195,10 @@ def peer_plan(run: Run, depth: int = _PEER_DEPTH) -> dict[str, Any]:
     """What a peer is told: the PinRec runs' sizes; losses and everything else as its own library has them."""
     like, limits = pinrec_config(replace(run, model="uc", settings=())), dict(run.limits)
     settings = dict(run.settings)
+    is_beauty = run.world.startswith("beauty")
+    factors, negatives = (
+        (_PEER_FACTORS_BEAUTY, _PEER_NEGATIVES_BEAUTY) if is_beauty else (_PEER_FACTORS, _PEER_NEGATIVES)
+    )
     return {
         "model": run.model.partition("/")[2],
         "seed": run.seed,
@@ -203,12 +208,12 @@ def peer_plan(run: Run, depth: int = _PEER_DEPTH) -> dict[str, Any]:
         "depth": depth,
         "n_blocks": like.model.num_layers,
         "n_heads": like.model.num_heads,
-        "n_factors": int(settings.get("peer.n_factors", _PEER_FACTORS)),
+        "n_factors": int(settings.get("peer.n_factors", factors)),
         "dropout": _PEER_DROPOUT,
         "session_max_len": like.model.max_history,
         "learning_rate": float(settings.get("peer.learning_rate", 1e-3)),
         "batch_size": int(settings.get("peer.batch_size", 128)),
-        "n_negatives": int(settings.get("peer.n_negatives", _PEER_NEGATIVES)),
+        "n_negatives": int(settings.get("peer.n_negatives", negatives)),
         "threads": int(settings.get("peer.threads", 0)),
     }
 
