@@ -19,6 +19,11 @@ from pinrec_core.tables import read_toml
 Scalar: TypeAlias = str | int | float | bool
 Settings: TypeAlias = tuple[tuple[str, Scalar], ...]
 
+STEPS_SCALE = "scale.steps"
+"""The setting that multiplies a run's updates."""
+LONGER = 3.0
+"""Of the updates, for the comparison near convergence."""
+
 HEADLINE, STRICT = "kuairand-headline", "kuairand-strict"
 RETAILROCKET = "retailrocket"
 BEAUTY = "beauty"
@@ -122,7 +127,7 @@ class Size:
     """Updates on the synthetic world; 0 = the configuration's."""
 
 
-ALL_GROUPS = ("headline", "strict", "retailrocket", "beauty", "figure5", "ablations", "recency", "speed")
+ALL_GROUPS = ("headline", "longer", "strict", "retailrocket", "beauty", "figure5", "ablations", "recency", "speed")
 SIZES = {
     "full": Size("full", (0, 1, 2), 0, 0, 0, 100, ALL_GROUPS, (*VARIANTS, *BASELINES, *PEERS), (), 0),
     "small": Size(
@@ -144,8 +149,8 @@ ABLATIONS: Mapping[str, Mapping[str, Scalar]] = {
     "random negatives x 1/4": {"train.random_negatives": 128},
     "random negatives x 4": {"train.random_negatives": 2048},
     "in-batch negatives off": {"train.in_batch_negatives": False},
-    "in-batch scale / 4, equal tokens": {"train.batch_size": 16, "scale.steps": 4.0},
-    "in-batch scale x 4, equal tokens": {"train.batch_size": 256, "scale.steps": 0.25},
+    "in-batch scale / 4, equal tokens": {"train.batch_size": 16, STEPS_SCALE: 4.0},
+    "in-batch scale x 4, equal tokens": {"train.batch_size": 256, STEPS_SCALE: 0.25},
     "ID embedding off": {"model.use_ids": False},
     "1 hash": {"model.num_hashes": 1},
     "4 hashes": {"model.num_hashes": 4},
@@ -160,7 +165,7 @@ ABLATIONS: Mapping[str, Mapping[str, Scalar]] = {
     "surface and time inputs off": {"model.use_surface": False, "model.use_time": False},
     "surface in Phi off": {"model.surface_in_conditioning": False},
 }
-"""Each a row: what is changed in mt_oc (window 8). `scale.steps` multiplies its updates, for equal tokens."""
+"""Each a row: what is changed in mt_oc (window 8)."""
 
 READING_ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "float content instead of INT8": {"float_content": True},
@@ -192,6 +197,9 @@ def jobs_of(size: Size) -> list[Job]:
     """Everything that a size runs, in order."""
     builders = {
         "headline": lambda: _comparison(size, "headline", HEADLINE),
+        "longer": lambda: _comparison(
+            size, "longer", HEADLINE, (*VARIANTS, "pinnerformer", "pinnerformer_next"), {STEPS_SCALE: LONGER}
+        ),
         "strict": lambda: _comparison(size, "strict", STRICT),
         "retailrocket": lambda: _comparison(size, "retailrocket", RETAILROCKET),
         "beauty": lambda: _beauty(size),
@@ -213,13 +221,19 @@ def _run(size: Size, world: str, model: str, seed: int, settings: Mapping[str, S
     return Run(world, model, seed, tuple(sorted((settings or {}).items())), tuple(sorted(limits.items())))
 
 
-def _comparison(size: Size, group: str, world: str) -> list[Job]:
+def _comparison(
+    size: Size,
+    group: str,
+    world: str,
+    only: tuple[str, ...] = (),
+    settings: Mapping[str, Scalar] | None = None,
+) -> list[Job]:
     """Table 1, and Figure 4 where the world has outcomes: PinRec's variants, baselines and peers on one split."""
     targets = NUM_TARGETS[world]
     jobs = []
-    for model in size.models:
+    for model in (model for model in size.models if not only or model in only):
         readings = _pinrec_readings(model, world) if model in VARIANTS else _one_vector_readings(targets)
-        jobs += [Job(group, model, _run(size, world, model, seed), readings) for seed in size.seeds]
+        jobs += [Job(group, model, _run(size, world, model, seed, settings), readings) for seed in size.seeds]
     return jobs
 
 

@@ -13,12 +13,18 @@ from numpy.typing import NDArray
 from benchmarks.quality.claims import BEAUTY_READING, figure5_arm, judge, outcome_matrix
 from benchmarks.quality.gathered import Gathered, compared, headline, present, seen_kept
 from benchmarks.quality.latency import Latency
-from benchmarks.quality.matrix import FIGURE5_OFFSETS, FIGURE5_TOTAL, HEADLINE, RETAILROCKET, STRICT, VARIANTS
+from benchmarks.quality.matrix import FIGURE5_OFFSETS, FIGURE5_TOTAL, HEADLINE, LONGER, RETAILROCKET, STRICT, VARIANTS
 from pinrec_core.eval.bootstrap import Interval, interval, ratio_interval
 from pinrec_core.eval.report import Cell, Provenance, Report, Sample, Section, Table, shown, write_report
 from pinrec_core.eval.sections import Ablations, Arm, Breakdown, Claim, Claims, Comparison, Facts, StepSweep, SweepPoint
 
-_COMPARISONS = (("headline", HEADLINE), ("strict", STRICT), ("retailrocket", RETAILROCKET))
+_COMPARISONS = (
+    ("headline", HEADLINE, HEADLINE),
+    ("longer", HEADLINE, f"{HEADLINE}, {LONGER:g} times the steps"),
+    ("strict", STRICT, STRICT),
+    ("retailrocket", RETAILROCKET, RETAILROCKET),
+)
+"""Group, world, and how the page calls it."""
 _SERVED = {
     "served_unordered_recall": "any target served",
     "served_target_recall": "share of targets served",
@@ -65,7 +71,7 @@ def sections(found: Gathered, measured: Measured) -> list[Section]:
     verdicts = tuple(verdicts_of(found, measured))
     made: list[Section | None] = [
         Claims("Claims", verdicts, _claims_note(found)),
-        *(section for group, world in _COMPARISONS for section in comparison(found, group, world)),
+        *(section for group, world, name in _COMPARISONS for section in comparison(found, group, world, name)),
         figure5(found, measured.latencies),
         latency(measured.latencies),
         ablations(found),
@@ -96,8 +102,8 @@ def verdicts_of(found: Gathered, measured: Measured) -> list[Claim]:
     return judge(found, measured.latencies, measured.speed, coverage, older)
 
 
-def comparison(found: Gathered, group: str, world: str) -> list[Section | None]:
-    """Table 1, who is found, and Figure 4 of one world."""
+def comparison(found: Gathered, group: str, world: str, name: str) -> list[Section | None]:
+    """Table 1, who is found, and Figure 4 of one world, as the page names it."""
     arms = compared(found, group, world)
     if not arms:
         return []
@@ -106,10 +112,10 @@ def comparison(found: Gathered, group: str, world: str) -> list[Section | None]:
     corpus = arms[0].results[0].corpus_size
     note = f"Corpus: all {corpus:,} items with an event. Items that the user has seen are dropped for all."
     return [
-        Comparison(f"Table 1, {world}", world, tuple(arms), "uc", note),
-        Comparison(f"Table 1, {world}, seen items kept", world, tuple(kept), "uc") if kept else None,
-        Breakdown(f"Whom and what, {world}", world, tuple(variants)) if variants else None,
-        *(outcome_matrix(found, group, world, model) for model in ("oc", "mt_oc")),
+        Comparison(f"Table 1, {name}", world, tuple(arms), "uc", note),
+        Comparison(f"Table 1, {name}, seen items kept", world, tuple(kept), "uc") if kept else None,
+        Breakdown(f"Whom and what, {name}", world, tuple(variants)) if variants else None,
+        *(outcome_matrix(found, group, world, model, name) for model in ("oc", "mt_oc")),
     ]
 
 

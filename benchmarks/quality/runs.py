@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.quality import peers
-from benchmarks.quality.matrix import Job, Reading, Run, base_config
+from benchmarks.quality.matrix import STEPS_SCALE, Job, Reading, Run, base_config
 from benchmarks.quality.store import RunStore
 from benchmarks.quality.worlds import World, open_world, training_config
 from pinrec_core.config import Config, load_config
@@ -39,7 +39,6 @@ from pinrec_core.schema import Vocabulary
 from pinrec_core.train.checkpoint import load_checkpoint
 from pinrec_core.train.loop import train
 
-_STEPS_SCALE = "scale.steps"
 _VALIDATION_TARGETS = 4_000
 """Targets of the held-out users whose recall decides which weights of a run are kept."""
 _PEER_VALIDATION_USERS = 1_000
@@ -156,7 +155,7 @@ class Runner:
 def pinrec_config(run: Run) -> Config:
     """The world's base configuration with what the run changes; equal steps and equal room to generate for all."""
     settings, limits = dict(run.settings), dict(run.limits)
-    scale = float(settings.pop(_STEPS_SCALE, 1.0))
+    scale = float(settings.pop(STEPS_SCALE, 1.0))
     base = load_config(base_config(run.world))
     overrides: dict[str, Any] = {"model.variant": run.model, "train.seed": run.seed}
     if run.model != "mt_oc":
@@ -177,7 +176,7 @@ def pinrec_config(run: Run) -> Config:
 
 def baseline_config(run: Run, world: World) -> BaselineConfig:
     """The sizes of the PinRec runs on the same world, and as many sequences seen."""
-    like = pinrec_config(replace(run, model="uc", settings=()))
+    like = pinrec_config(replace(run, model="uc"))
     sequences = like.train.max_steps * like.train.batch_size
     return BaselineConfig(
         dim=like.model.hidden_dim,

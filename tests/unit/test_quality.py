@@ -208,6 +208,16 @@ def test_another_base_configuration_makes_other_runs(monkeypatch, tmp_path):
     matrix._base_digest.cache_clear()
 
 
+def test_longer_runs_are_other_runs_with_three_times_the_updates():
+    jobs = jobs_of(replace(SIZES["full"], seeds=(0,), groups=("headline", "longer")))
+    plain = {job.label: job.run for job in jobs if job.group == "headline"}
+    longer = {job.label: job.run for job in jobs if job.group == "longer"}
+    assert list(longer) == ["uc", "oc", "mt_oc", "pinnerformer", "pinnerformer_next"]
+    for label, run in longer.items():
+        assert run.key != plain[label].key
+        assert pinrec_config(replace(run, model="uc")).train.max_steps == 3 * 2_000
+
+
 def test_jobs_are_chosen_by_table_row_and_seed():
     jobs = jobs_of(SIZES["full"])
     chosen = [job for job in jobs if wanted(job, ("headline", "beauty"), ("uc", "mt_oc"), (1,))]
