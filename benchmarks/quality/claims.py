@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.quality.gathered import Gathered, headline, many
+from benchmarks.quality.gathered import Gathered, many
 from benchmarks.quality.latency import Latency
-from benchmarks.quality.matrix import FIGURE5_TOTAL, HEADLINE, LONGER, OUTCOMES, PEERS, RETAILROCKET, Reading
+from benchmarks.quality.matrix import (
+    BEAUTY,
+    FIGURE5_TOTAL,
+    HEADLINE,
+    LONGER,
+    OUTCOMES,
+    PEERS,
+    RETAILROCKET,
+    Reading,
+    headline,
+)
 from pinrec_core.eval.bootstrap import Interval
 from pinrec_core.eval.report import Cell, Gain, shown
 from pinrec_core.eval.sections import Arm, Claim, OutcomeMatrix
 
 LARGEST_SURFACES = 3
 STORED = "ties as stored"
-BEAUTY_READING = Reading(num_targets=1)
+BEAUTY_READING = headline(BEAUTY)
 
 
 def judge(
@@ -140,7 +151,7 @@ def outcome_matrix(found: Gathered, group: str, world: str, model: str, name: st
     desired = {
         wanted: arm
         for wanted in OUTCOMES.get(world, ())
-        if (arm := found.arm(group, model, Reading(conditioning=wanted, num_targets=base.num_targets)))
+        if (arm := found.arm(group, model, replace(base, conditioning=wanted)))
     }
     plain = found.arm(group, "uc", base)
     if not desired or plain is None:
@@ -205,7 +216,7 @@ def id_embedding(found: Gathered) -> Claim:
 def int8(found: Gathered) -> Claim:
     """What INT8 costs."""
     base = headline(HEADLINE)
-    exact = Reading(num_targets=base.num_targets, float_content=True)
+    exact = replace(base, float_content=True)
     name, bar = "INT8 transport against float", "recall within .5 %"
     served = found.arm("headline", "mt_oc", base)
     exactly = found.arm("ablations", "float content instead of INT8", exact)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from benchmarks.quality.matrix import NUM_TARGETS, VARIANTS, Job, Reading, Size, jobs_of
+from benchmarks.quality.matrix import VARIANTS, Job, Reading, Size, headline, jobs_of
 from benchmarks.quality.store import RunStore
 from pinrec_core.eval.sections import Arm
 
@@ -60,11 +60,6 @@ class Gathered:
         return list({job.run.key: job for job in self._jobs}.values())
 
 
-def headline(world: str) -> Reading:
-    """As the paper reads: conditioned on the true outcomes, top 10 of each embedding, seen items dropped."""
-    return Reading(num_targets=NUM_TARGETS[world])
-
-
 def past(world: str) -> Reading:
     """The budget from the user's own past."""
     return replace(headline(world), conditioning="past")
@@ -97,10 +92,10 @@ def compared(found: Gathered, group: str, world: str) -> list[Arm]:
     )
 
 
-def seen_kept(found: Gathered, group: str, world: str) -> list[Arm]:
-    """The same with seen items left in."""
+def seen_otherwise(found: Gathered, group: str, world: str) -> list[Arm]:
+    """The same with seen items left in, or dropped where the headline leaves them in."""
     return present(
-        found.arm(group, label, replace(reading, drop_seen=False), name)
+        found.arm(group, label, replace(reading, drop_seen=not reading.drop_seen), name)
         for label in found.labels(group)
         for reading, name in (
             ((headline(world), label),)

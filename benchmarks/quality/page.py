@@ -11,9 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.quality.claims import BEAUTY_READING, figure5_arm, judge, outcome_matrix
-from benchmarks.quality.gathered import Gathered, compared, headline, present, seen_kept
+from benchmarks.quality.gathered import Gathered, compared, present, seen_otherwise
 from benchmarks.quality.latency import Latency
-from benchmarks.quality.matrix import FIGURE5_OFFSETS, FIGURE5_TOTAL, HEADLINE, LONGER, RETAILROCKET, STRICT, VARIANTS
+from benchmarks.quality.matrix import (
+    FIGURE5_OFFSETS,
+    FIGURE5_TOTAL,
+    HEADLINE,
+    LONGER,
+    RETAILROCKET,
+    STRICT,
+    VARIANTS,
+    headline,
+)
 from pinrec_core.eval.bootstrap import Interval, interval, ratio_interval
 from pinrec_core.eval.report import Cell, Provenance, Report, Sample, Section, Table, shown, write_report
 from pinrec_core.eval.sections import Ablations, Arm, Breakdown, Claim, Claims, Comparison, Facts, StepSweep, SweepPoint
@@ -107,13 +116,14 @@ def comparison(found: Gathered, group: str, world: str, name: str) -> list[Secti
     arms = compared(found, group, world)
     if not arms:
         return []
-    kept = seen_kept(found, group, world)
+    otherwise = seen_otherwise(found, group, world)
     variants = present(found.arm(group, model, headline(world)) for model in VARIANTS)
     corpus = arms[0].results[0].corpus_size
-    note = f"Corpus: all {corpus:,} items with an event. Items that the user has seen are dropped for all."
+    here, there = ("dropped", "kept") if headline(world).drop_seen else ("kept", "dropped")
+    note = f"Corpus: all {corpus:,} items with an event. Items that the user has seen are {here} for all."
     return [
         Comparison(f"Table 1, {name}", world, tuple(arms), "uc", note),
-        Comparison(f"Table 1, {name}, seen items kept", world, tuple(kept), "uc") if kept else None,
+        Comparison(f"Table 1, {name}, seen items {there}", world, tuple(otherwise), "uc") if otherwise else None,
         Breakdown(f"Whom and what, {name}", world, tuple(variants)) if variants else None,
         *(outcome_matrix(found, group, world, model, name) for model in ("oc", "mt_oc")),
     ]

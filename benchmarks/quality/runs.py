@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.quality import peers
-from benchmarks.quality.matrix import STEPS_SCALE, Job, Reading, Run, base_config
+from benchmarks.quality.matrix import STEPS_SCALE, Job, Reading, Run, base_config, headline
 from benchmarks.quality.store import RunStore
 from benchmarks.quality.worlds import World, open_world, training_config
 from pinrec_core.config import Config, load_config
@@ -103,8 +103,7 @@ class Runner:
     def _train_pinrec(self, run: Run, world: World, folder: Path) -> None:
         """Go on from a checkpoint if there is one; which weights are kept is decided by validation users."""
         config = pinrec_config(run)
-        users = validation_users(world)
-        reading = Reading(num_targets=max(len(user.targets) for user in users))
+        users, reading = validation_users(world), headline(run.world)
 
         def validate(model: PinRec) -> Mapping[str, float]:
             return read_pinrec(model, replace(world, parts=replace(world.parts, test=users)), reading)[0].summary()
@@ -124,8 +123,7 @@ class Runner:
 
     def _baseline(self, run: Run, readings: list[Reading], world: World, folder: Path) -> None:
         model = baselines.ALL[run.model](baseline_config(run, world))
-        users = validation_users(world)
-        reading = Reading(num_targets=max(len(user.targets) for user in users))
+        users, reading = validation_users(world), headline(run.world)
 
         def validate(_: Scorer) -> float:
             # The scorer that is given reads what was trained on, where the held-out users are not.

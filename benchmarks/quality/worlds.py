@@ -26,15 +26,15 @@ from pinrec_core.eval.protocols import (
     disjoint_in_time,
     disjoint_users,
     leave_one_out,
-    time_cut,
 )
 from pinrec_core.release import ItemTable
 from pinrec_core.schema import ItemType
 
 SPLIT_SEED = 0
 """Users are split once; the seeds of a table train anew on the same split, so that intervals pair users."""
-_TRAINED_SHARE = 0.8
-"""Of RetailRocket's engagements, in time."""
+_BUYER_ENGAGEMENTS, _BUYER_SHARES = 10, (0.6, 0.1, 0.3)
+"""Of RetailRocket's few buyers; a test user's own last engagements in time are the targets. With fewer users or targets
+there are no 300 of each outcome."""
 _SAMPLE_STREAM = 7
 """Keeps the draw of a smaller bench's users apart from other random numbers."""
 
@@ -109,7 +109,9 @@ def _parts(name: str, dataset: Dataset) -> Parts:
     makers: dict[str, Callable[[], Parts]] = {
         matrix.HEADLINE: lambda: disjoint_users(dataset, seed=SPLIT_SEED, num_targets=targets),
         matrix.STRICT: lambda: disjoint_in_time(dataset, KUAIRAND_CUT_MS, num_targets=targets),
-        matrix.RETAILROCKET: lambda: disjoint_in_time(dataset, time_cut(dataset, _TRAINED_SHARE), num_targets=targets),
+        matrix.RETAILROCKET: lambda: disjoint_users(
+            dataset, SPLIT_SEED, _BUYER_ENGAGEMENTS, targets, shares=_BUYER_SHARES
+        ),
         matrix.BEAUTY: lambda: leave_one_out(dataset),
     }
     return makers[_log_of(name) if name.startswith("beauty") else name]()

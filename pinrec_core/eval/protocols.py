@@ -144,12 +144,6 @@ def leave_one_out(dataset: Dataset) -> Parts:
     return Parts(np.array(rows, dtype=np.int64), validation, test, None, seen)
 
 
-def time_cut(dataset: Dataset, share: float) -> int:
-    """The time before which `share` of the target events lie, in Unix milliseconds."""
-    times = dataset.histories.timestamps_ms[dataset.target_outcomes >= 0]
-    return int(np.quantile(times, share, method="higher"))
-
-
 def _split(dataset: Dataset, seed: int, shares: tuple[float, float, float]) -> Split:
     if min(shares) < 0 or abs(sum(shares) - 1.0) > 1e-9:
         raise InvalidConfig(f"shares has value {shares}; allowed: three that are not negative and sum to 1")

@@ -15,7 +15,6 @@ from pinrec_core.eval.protocols import (
     disjoint_users,
     engaged_only,
     leave_one_out,
-    time_cut,
 )
 from pinrec_core.release import ItemTable
 from pinrec_core.schema import Vocabulary
@@ -140,11 +139,6 @@ def test_leave_one_out_by_hand():
 def test_pins_without_an_event_leave_the_corpus():
     dataset = dataset_of([(3, SAVE, 1), (7, VIEW, 2)])
     assert Corpus.of(engaged_only(dataset)).ids.tolist() == [3, 7]
-
-
-def test_the_time_cut_leaves_its_share_before():
-    dataset = dataset_of([(e, SAVE, 10 * e) for e in range(11)])
-    assert time_cut(dataset, 0.8) == 80
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.1, 0.1), (1.2, -0.1, -0.1)])

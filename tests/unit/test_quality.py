@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.quality import claims, matrix, page, peers
 from benchmarks.quality.__main__ import wanted
-from benchmarks.quality.gathered import Gathered, headline, many
+from benchmarks.quality.gathered import Gathered, many
 from benchmarks.quality.latency import TOTALS, Latency
 from benchmarks.quality.matrix import (
     ABLATIONS,
@@ -25,6 +25,7 @@ from benchmarks.quality.matrix import (
     VARIANTS,
     Reading,
     Run,
+    headline,
     jobs_of,
 )
 from benchmarks.quality.recency import older_interest
