@@ -1,7 +1,7 @@
 """Sampled softmax over in-batch and random negatives, and its windowed form (paper, section 4.3, Eq. 2 and 5).
 
 Pure functions of tensors. Letters: R rows (positions with what they are conditioned on), W window, C candidates (the
-batch's distinct targets and the random negatives together), D embedding.
+batch's distinct targets and the random negatives together), N those of them that are negatives, D embedding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from pinrec_core.train.window import WindowPick, pick_targets
 
 _EXCLUDED = -1e30
-"""Logit of a candidate that is no negative of a row; finite, so that a row without any negative has zero gradients."""
+"""Logit of a row's own targets among the negatives; finite, so that a row without any other has zero gradients."""
 
 _MAX_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
 """Logits held at a time, R x C (64 MiB, 1 GiB): above it rows go in chunks whose logits are computed again backward."""
@@ -58,35 +58,38 @@ def sampled_softmax_loss(
     with torch.no_grad():
         picked = pick_targets(predicted, candidates, targets, mask, log_q, logit_scale, window_pick, group)
     own = targets.gather(1, picked[:, None])  # [R, 1]
-    bias = torch.where(negative, -log_q, torch.full_like(log_q, _EXCLUDED))
-    step = max(1, _MAX_LOGITS[predicted.device.type] // max(1, len(candidates)))
+    # Only negatives get logits: a column that is masked for every row costs as much as one that counts.
+    columns = negative.nonzero().squeeze(1)  # [N]
+    among = (negative.cumsum(0) - 1)[targets]  # [R, W], columns of targets among the negatives
+    accidental = mask & negative[targets]  # [R, W]
+    rows = (logit_scale * predicted, candidates[own.squeeze(1)], log_q[own.squeeze(1)], among, accidental)
+    negatives, bias = candidates[columns], -log_q[columns]  # [N, D], [N]
+    step = max(1, _MAX_LOGITS[predicted.device.type] // max(1, len(columns)))
     if len(predicted) <= step:
-        return _rows_loss(predicted, own, targets, mask, candidates, log_q, bias, logit_scale)
+        return _rows_loss(*rows, negatives, bias)
     losses = [
-        checkpoint(
-            _rows_loss, *rows, candidates=candidates, log_q=log_q, bias=bias, logit_scale=logit_scale,
-            use_reentrant=False, preserve_rng_state=False,
-        )
-        for rows in zip(predicted.split(step), own.split(step), targets.split(step), mask.split(step), strict=True)
-    ]  # fmt: skip
+        checkpoint(_rows_loss, *chunk, negatives, bias, use_reentrant=False, preserve_rng_state=False)
+        for chunk in zip(*(row.split(step) for row in rows), strict=True)
+    ]
     return torch.cat(losses)
 
 
 def _rows_loss(
-    predicted: Tensor,
+    scaled: Tensor,
     own: Tensor,
-    targets: Tensor,
-    mask: Tensor,
-    candidates: Tensor,
-    log_q: Tensor,
+    own_log_q: Tensor,
+    among: Tensor,
+    accidental: Tensor,
+    negatives: Tensor,
     bias: Tensor,
-    logit_scale: Tensor,
 ) -> Tensor:
-    """The loss of some rows with targets `own` [R, 1]; `bias` [C] is -log_q, or `_EXCLUDED` for what is no negative."""
-    scaled = logit_scale * predicted
-    similarity = torch.einsum("rd,rwd->rw", scaled, candidates[own])  # [R, 1], lambda included
-    logits = torch.addmm(bias, scaled, candidates.T)  # [R, C]
-    row, column = mask.nonzero(as_tuple=True)
-    logits[row, targets[row, column]] = _EXCLUDED
-    rest = torch.logsumexp(logits, dim=1, keepdim=True)  # [R, 1]
-    return F.softplus(rest - (similarity - log_q[own])).squeeze(1)  # -log(e^s / (e^s + sum of e^s_n))
+    """The loss of some rows, [R]: scaled = lambda x predicted and own = the rows' targets [R, D], own_log_q [R].
+
+    among int64 [R, W]: columns of negatives [N, D] that are no negatives of the row, where `accidental`; bias [N].
+    """
+    similarity = (scaled * own).sum(dim=1)  # [R], lambda included
+    logits = torch.addmm(bias, scaled, negatives.T)  # [R, N]
+    row, place = accidental.nonzero(as_tuple=True)
+    logits[row, among[row, place]] = _EXCLUDED
+    rest = torch.logsumexp(logits, dim=1)  # [R]
+    return F.softplus(rest - (similarity - own_log_q))  # -log(e^s / (e^s + sum of e^s_n))
