@@ -28,6 +28,7 @@ from benchmarks.quality.matrix import (
     headline,
     jobs_of,
 )
+from benchmarks.quality.peer_worker import recall_of
 from benchmarks.quality.recency import older_interest
 from benchmarks.quality.runs import FloatContent, Runner, ndcg, pinrec_config, rows_of, users_of
 from benchmarks.quality.store import RunStore
@@ -466,3 +467,25 @@ def test_one_vector_models_are_given_as_many_items():
     assert {job.label for job in jobs_of(SIZES["full"]) if job.group == "headline"} == set(models)
     assert set(ALL_GROUPS) >= {job.group for job in jobs_of(SIZES["full"])}
     assert FIGURE5_TOTAL == 16
+
+
+class OneVectorPeer:
+    """What `recall_of` asks of a RecTools model: session vectors, and products with all items."""
+
+    def __init__(self, sessions):
+        self.sessions = torch.tensor(sessions)
+
+    def encode_sessions(self, batch, item_vectors):
+        return self.sessions[:, None].expand(-1, batch["x"].size(1), -1)
+
+    def similarity_module(self, sessions, item_vectors, candidates):
+        return sessions @ item_vectors.T
+
+
+def test_a_peers_validation_recall_by_hand():
+    items = torch.tensor([[9.0], [5.0], [4.0], [3.0], [2.0]])  # column 0 is padding
+    batch = {"x": torch.tensor([[0, 1], [0, 1], [3, 2], [0, 2]]), "y": torch.tensor([[3], [4], [3], [3]])}
+    peer = OneVectorPeer([[1.0], [1.0], [1.0], [1.0]])
+    # Unseen before the target: 2 and 3 | 2, 3 and 4 | 1 and the target, though it was seen | 1 and 3.
+    assert recall_of(peer, items, batch, k=2) == pytest.approx(3 / 4)
+    assert recall_of(peer, items, batch, k=1) == 0.0
