@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.quality import peers
-from benchmarks.quality.matrix import STEPS_SCALE, Job, Reading, Run, base_config, headline
+from benchmarks.quality.matrix import BEAUTY, STEPS_SCALE, Job, Reading, Run, base_config, headline
 from benchmarks.quality.store import RunStore
 from benchmarks.quality.worlds import World, open_world, training_config
 from pinrec_core.config import Config, load_config
@@ -45,16 +45,30 @@ _PEER_VALIDATION_USERS = 2_000
 """Training users (a tenth of all at most) whose last event decides which weights of a peer are kept."""
 _LEAST_HISTORY = 8
 """Engagements left before the targets where a reading wants more of these than the protocol holds out."""
-_DROPOUT, _DROPOUT_BEAUTY = 0.2, 0.5
-"""Of the baselines; a log of nine events a user needs more. On validation users .2 was worse there."""
 _PEER_DEPTH = 200
 """Items that a peer ranks for each user, more than any reading looks at."""
 _PEER_DROPOUT = 0.2
 """RecTools' own."""
-_PEER_FACTORS, _PEER_NEGATIVES = 128, 64
-_PEER_FACTORS_BEAUTY, _PEER_NEGATIVES_BEAUTY = 64, 128
-"""Width and sampled negatives of a peer. RecTools gathers a vector for each negative of each padded position: its own
-256 of both take hours a model on two cores. On Beauty the authors of eSASRec chose a width of 64."""
+
+
+class _Rivals(NamedTuple):
+    """Sizes of what PinRec is compared with.
+
+    RecTools gathers a vector for each negative of each padded position: its own 256 of both take hours a model on two
+    cores.
+    """
+
+    dropout: float
+    """Of our baselines."""
+    factors: int
+    """Width of a peer."""
+    negatives: int
+    """Sampled ones of a peer."""
+
+
+_RIVALS = _Rivals(dropout=0.2, factors=128, negatives=64)
+_RIVALS_ON_BEAUTY = _Rivals(dropout=0.5, factors=64, negatives=128)
+"""The width is that of eSASRec's authors; on validation users our SASRec is as good with a dropout of .2."""
 _PEER_PATIENCE = 10
 """Epochs without a better validation recall before a peer's training stops."""
 
@@ -183,7 +197,7 @@ def baseline_config(run: Run, world: World) -> BaselineConfig:
         num_layers=like.model.num_layers,
         num_heads=like.model.num_heads,
         max_history=like.model.max_history,
-        dropout=_DROPOUT_BEAUTY if run.world.startswith("beauty") else _DROPOUT,
+        dropout=_rivals(run).dropout,
         epochs=max(1, round(sequences / len(world.parts.train_rows))),
         batch_size=like.train.batch_size,
         seed=run.seed,
@@ -195,10 +209,6 @@ def peer_plan(run: Run, depth: int = _PEER_DEPTH) -> dict[str, Any]:
     """What a peer is told: the PinRec runs' sizes; losses and everything else as its own library has them."""
     like, limits = pinrec_config(replace(run, model="uc", settings=())), dict(run.limits)
     settings = dict(run.settings)
-    is_beauty = run.world.startswith("beauty")
-    factors, negatives = (
-        (_PEER_FACTORS_BEAUTY, _PEER_NEGATIVES_BEAUTY) if is_beauty else (_PEER_FACTORS, _PEER_NEGATIVES)
-    )
     return {
         "model": run.model.partition("/")[2],
         "seed": run.seed,
@@ -208,14 +218,18 @@ def peer_plan(run: Run, depth: int = _PEER_DEPTH) -> dict[str, Any]:
         "depth": depth,
         "n_blocks": like.model.num_layers,
         "n_heads": like.model.num_heads,
-        "n_factors": int(settings.get("peer.n_factors", factors)),
+        "n_factors": int(settings.get("peer.n_factors", _rivals(run).factors)),
         "dropout": _PEER_DROPOUT,
         "session_max_len": like.model.max_history,
         "learning_rate": float(settings.get("peer.learning_rate", 1e-3)),
         "batch_size": int(settings.get("peer.batch_size", 128)),
-        "n_negatives": int(settings.get("peer.n_negatives", negatives)),
+        "n_negatives": int(settings.get("peer.n_negatives", _rivals(run).negatives)),
         "threads": int(settings.get("peer.threads", 0)),
     }
+
+
+def _rivals(run: Run) -> _Rivals:
+    return _RIVALS_ON_BEAUTY if run.world.startswith(BEAUTY) else _RIVALS
 
 
 def validation_users(world: World) -> list[HeldOut]:

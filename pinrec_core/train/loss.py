@@ -19,7 +19,7 @@ _EXCLUDED = -1e30
 """Logit of a row's own targets among the negatives; finite, so that a row without any other has zero gradients."""
 
 _MAX_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 28}
-"""Logits held at a time, R x C (64 MiB, 1 GiB): above it rows go in chunks whose logits are computed again backward."""
+"""Logits held at a time, R x N (64 MiB, 1 GiB): above it rows go in chunks whose logits are computed again backward."""
 
 
 def candidate_log_q(frequency: NDArray[np.float64], num_draws: int, random_share: float) -> NDArray[np.float32]:
