@@ -24,6 +24,9 @@ from pinrec_core.serving.error_words import UNEXPECTED, error_text
 
 log = logging.getLogger(__name__)
 
+TRACE_PARENT = "traceparent"
+"""Parameter of a sampled request: the span of the caller, as W3C writes it."""
+
 V = TypeVar("V")
 
 
@@ -76,11 +79,11 @@ def decode_requests(requests: Sequence[Any], contract: StageContract, pb_utils: 
 
 
 def note_trace_parents(batch: Sequence[Any], requests: Sequence[Any]) -> None:
-    """Set `trace_parent` of each message whose request Triton traces: the span of this stage."""
+    """Set `trace_parent` of each message from the parameter of its request, which the ensemble hands to every step."""
     for message, request in zip(batch, requests, strict=True):
-        context = request.trace().get_context()  # JSON; None or empty where the request is not traced
-        if context and not isinstance(message, PinrecError):
-            message.trace_parent = json.loads(context).get("traceparent", "")
+        parameters = request.parameters()  # JSON
+        if TRACE_PARENT in parameters and not isinstance(message, PinrecError):
+            message.trace_parent = str(json.loads(parameters)[TRACE_PARENT])
 
 
 def encode_responses(answers: Sequence[StageAnswer[Any]], contract: StageContract, pb_utils: Any) -> list[Any]:

@@ -66,7 +66,8 @@ class Ensemble:
                     inputs,
                     request_id=request_id,
                     client_timeout=max(timeout_s, 0.0),
-                    headers=span.headers,
+                    headers=span.headers,  # for Triton's own spans, where they are on
+                    parameters=span.headers,  # for the stages: headers do not reach them
                 )
             except InferenceServerException as error:
                 log.debug("Triton: %s", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 
 import grpc
 import pytest
@@ -17,6 +18,8 @@ STAGES = ("fetch_signals", "embed_items", "generate", "retrieve")
 SPANS_OF_A_REQUEST = 13
 """Two of the gateway, ten of Triton, one of the signal service."""
 TRACES_TRIED = 4
+CALLER = "00f067aa0ba902b7"
+"""The caller's span."""
 
 
 def asked(**changes) -> GetCandidatesRequest:
@@ -24,11 +27,16 @@ def asked(**changes) -> GetCandidatesRequest:
     return GetCandidatesRequest(**{**fields, **changes})
 
 
+def sampled() -> list[tuple[str, str]]:
+    """What a caller sends that traces: a new trace, and that it is kept."""
+    return [("traceparent", f"00-{secrets.token_hex(16)}-{CALLER}-01")]
+
+
 def whole_trace(live) -> list[Span]:
     """All spans of one request. Exporters promise no delivery and may lose a batch, so a few requests are tried."""
     seen = []
     for _ in range(TRACES_TRIED):
-        _, call = live.candidates.GetCandidates.with_call(asked(request_id="traced"), timeout=60)
+        _, call = live.candidates.GetCandidates.with_call(asked(request_id="traced"), timeout=60, metadata=sampled())
         trace_id = dict(call.trailing_metadata())["pinrec-trace-id"]
         eventually(lambda trace=trace_id: len(live.received.of_trace(trace)) >= SPANS_OF_A_REQUEST, tries=300)
         seen.append(live.received.of_trace(trace_id))
@@ -45,10 +53,10 @@ def test_a_trace_goes_through_gateway_triton_and_signals(live):
     stages = [spans["pinrec-triton", stage] for stage in STAGES]
     histories = spans["pinrec-signals", "GetHistories"]
 
-    assert (served.parent, called.parent) == ("", served.span_id)
+    assert (served.parent, called.parent) == (CALLER, served.span_id)
     assert spans["pinrec-triton", "InferRequest"].parent == called.span_id
     assert {stage.parent for stage in stages} == {ensemble.span_id}
-    assert histories.parent == stages[0].span_id, "Triton tells the stage which span it is"
+    assert histories.parent == called.span_id, "with or without Triton's own"
     assert served.attributes["pinrec.request_id"] == "traced"
     assert histories.attributes["pinrec.history_length"] > 0
     # One chain: each stage starts after the one before, all inside the gateway's call. (A span's end is taken after the
@@ -62,7 +70,7 @@ def test_a_trace_goes_through_gateway_triton_and_signals(live):
 
 def test_a_refused_request_names_its_trace(live):
     with pytest.raises(grpc.RpcError) as refused:
-        live.candidates.GetCandidates(asked(num_candidates=0), timeout=60)
+        live.candidates.GetCandidates(asked(num_candidates=0), timeout=60, metadata=sampled())
     trace_id = dict(refused.value.trailing_metadata())["pinrec-trace-id"]
     assert eventually(lambda: live.received.of_trace(trace_id))
     [span] = live.received.of_trace(trace_id)

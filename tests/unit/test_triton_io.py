@@ -141,10 +141,10 @@ def test_a_request_that_cannot_be_read_fails_alone(caplog):
 
 
 @pytest.mark.parametrize(
-    ("context", "parent"), [(None, ""), ("", ""), ("{}", ""), (f'{{"traceparent": "{PARENT}"}}', PARENT)]
+    ("parameters", "parent"), [("", ""), ("{}", ""), ('{"other": 1}', ""), (f'{{"traceparent": "{PARENT}"}}', PARENT)]
 )
-def test_the_span_of_a_traced_request_stands_in_its_message(context, parent):
-    request = SimpleNamespace(trace=lambda: SimpleNamespace(get_context=lambda: context))
+def test_the_span_of_a_traced_request_stands_in_its_message(parameters, parent):
+    request = SimpleNamespace(parameters=lambda: parameters)
     message = FetchSignalsInput(1, 1, "", 0, 1, 100)
     note_trace_parents([message, PinrecError("unreadable")], [request, request])
     assert message.trace_parent == parent

@@ -213,11 +213,13 @@ def test_flags_of_newer_servers_are_set_only_where_they_are_known(tmp_path, flag
     assert ("--grpc-infer-thread-count=4" in line) is expected
 
 
-def test_triton_traces_where_the_others_do(tmp_path):
+def test_triton_traces_where_the_others_do_if_it_is_told_to(tmp_path):
     started = server(tmp_path, "")
     untraced = command(started, TritonOptions(tmp_path), environ={})
-    traced = command(started, TritonOptions(tmp_path), environ={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel:4318/"})
-    assert not [flag for flag in untraced if flag.startswith("--trace")]
+    others = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel:4318/"}
+    silent = command(started, TritonOptions(tmp_path), environ=others)
+    traced = command(started, TritonOptions(tmp_path), environ={**others, "PINREC_TRITON_TRACES": "1"})
+    assert not [flag for flag in (*untraced, *silent) if flag.startswith("--trace")]
     assert [flag for flag in traced if flag.startswith("--trace")] == [
         "--trace-config=mode=opentelemetry",
         "--trace-config=rate=0",
