@@ -80,7 +80,7 @@ bench-quality-small: peers ## The same on fewer users, steps and models, one see
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $@
 
-bench-serving: .venv/.bench ## How fast each stage and the stack are, beside floors and peers; docs/serving (an hour, once the worlds are made)
+bench-serving: .venv/.bench ## How fast each stage and the stack are, beside floors and peers; docs/serving (half an hour, once the worlds are made)
 	$(BIN)/python -m benchmarks.serving --size full --work $(WORK)/serving --report docs/serving $(if $(ONLY),--only $(ONLY))
 
 bench-serving-small: .venv/.bench ## The same on 10,000 items, fewer rounds (10 minutes)
