@@ -83,7 +83,7 @@ bench-quality-small: peers ## The same on fewer users, steps and models, one see
 bench-serving: .venv/.bench ## How fast each stage and the stack are, beside floors and peers; docs/serving (half an hour, once the worlds are made)
 	$(BIN)/python -m benchmarks.serving --size full --work $(WORK)/serving --report docs/serving $(if $(ONLY),--only $(ONLY))
 
-bench-serving-small: .venv/.bench ## The same on 10,000 items, fewer rounds (10 minutes)
+bench-serving-small: .venv/.bench ## The same on 10,000 items, fewer rounds (a quarter of an hour)
 	$(BIN)/python -m benchmarks.serving --size small --work $(WORK)/serving $(if $(ONLY),--only $(ONLY))
 
 bench-gpu: .venv/.bench ## The decoder on a GPU: graphs beside eager, no cache and Hugging Face; docs/figures (skipped without one)
