@@ -47,7 +47,7 @@ async def test_stages_are_sent_the_resolved_request(stack):
     assert asked.counts.tolist() == [7, 3]
     assert asked.exclude_item_ids.tolist() == [-3, 9]
     assert asked.include_seen
-    assert 0 < asked.remaining_ms <= 5_000  # the client's deadline, below default_deadline_ms
+    assert 0 < asked.remaining_ms <= 5_200, "the client's deadline, which gRPC may round up; not default_deadline_ms"
 
 
 async def test_why_is_left_out_unless_asked_for(stack):
