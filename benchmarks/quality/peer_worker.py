@@ -93,7 +93,9 @@ def build(plan: dict[str, Any], folder: Path) -> Any:
         "esasrec": lambda: SASRecModel(**common, **{"loss": "sampled_softmax", "n_negatives": 256} | sampled,
                                        transformer_layers_type=LiGRLayers),
         "bert4rec": lambda: BERT4RecModel(**common, **sampled),
-        "hstu": lambda: HSTUModel(**common, **sampled, relative_time_attention=False),
+        # It compares by cosine, so it needs its authors' temperature: with 1, RecTools' own, it hardly learns.
+        "hstu": lambda: HSTUModel(**common, **sampled, relative_time_attention=False,
+                                  lightning_module_kwargs={"logits_t": 0.05}),
     }  # fmt: skip
     return models[plan["model"]]()
 
