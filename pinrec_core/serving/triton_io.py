@@ -81,9 +81,9 @@ def decode_requests(requests: Sequence[Any], contract: StageContract, pb_utils: 
 def note_trace_parents(batch: Sequence[Any], requests: Sequence[Any]) -> None:
     """Set `trace_parent` of each message from the parameter of its request, which the ensemble hands to every step."""
     for message, request in zip(batch, requests, strict=True):
-        parameters = request.parameters()  # JSON
-        if TRACE_PARENT in parameters and not isinstance(message, PinrecError):
-            message.trace_parent = str(json.loads(parameters)[TRACE_PARENT])
+        parameters = request.parameters()  # JSON, empty where there are none
+        if parameters and not isinstance(message, PinrecError):
+            message.trace_parent = str(json.loads(parameters).get(TRACE_PARENT, ""))
 
 
 def encode_responses(answers: Sequence[StageAnswer[Any]], contract: StageContract, pb_utils: Any) -> list[Any]:

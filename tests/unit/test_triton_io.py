@@ -141,7 +141,8 @@ def test_a_request_that_cannot_be_read_fails_alone(caplog):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "parent"), [("", ""), ("{}", ""), ('{"other": 1}', ""), (f'{{"traceparent": "{PARENT}"}}', PARENT)]
+    ("parameters", "parent"),
+    [("", ""), ("{}", ""), ('{"other": "traceparent"}', ""), (f'{{"traceparent": "{PARENT}"}}', PARENT)],
 )
 def test_the_span_of_a_traced_request_stands_in_its_message(parameters, parent):
     request = SimpleNamespace(parameters=lambda: parameters)
