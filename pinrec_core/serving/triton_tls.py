@@ -7,16 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pinrec_core.errors import InvalidConfig
+from pinrec_core.serving.switch import is_on
 
 TRITON_TLS = "PINREC_TRITON_TLS"
 
 
 def triton_tls_is_on(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether `TRITON_TLS` is 1. Raises InvalidConfig for anything but 0, 1 and nothing."""
-    value = environ.get(TRITON_TLS, "")
-    if value not in ("", "0", "1"):
-        raise InvalidConfig(f"{TRITON_TLS} has value {value!r}; allowed: 0, 1")
-    return value == "1"
+    return is_on(TRITON_TLS, environ)
 
 
 def triton_client_tls(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:

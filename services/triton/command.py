@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.serving.reconnect import QUICK_POLLING
+from pinrec_core.serving.switch import is_on
 from pinrec_core.serving.triton_tls import TRITON_TLS, triton_tls_is_on
 from services.common.tls import TlsFiles
 from services.common.tracing import ENDPOINT
@@ -65,7 +66,7 @@ def command(
     model_repository: Path = MODEL_REPOSITORY,
     environ: Mapping[str, str] = os.environ,
 ) -> list[str]:
-    """The command line. Flags that came after 24.10 are set only where this server knows them."""
+    """The command line. Flags that came after 24.10 are set only where this server knows them. Raises InvalidConfig."""
     restricted = f"{ADMIN_PROTOCOLS}:admin-key={options.admin_key or secrets.token_hex(16)}"
     line = [
         str(server.executable),
@@ -87,7 +88,7 @@ def command(
         f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
         f"--backend-config=python,shm-growth-byte-size={SHM_BYTES}",
     ]
-    if (endpoint := environ.get(ENDPOINT)) and environ.get(TRITON_TRACES) == "1":
+    if (endpoint := environ.get(ENDPOINT)) and is_on(TRITON_TRACES, environ):
         line += trace_flags(endpoint)
     if triton_tls_is_on(environ):
         line += tls_flags(environ)

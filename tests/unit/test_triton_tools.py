@@ -220,6 +220,8 @@ def test_triton_traces_where_the_others_do_if_it_is_told_to(tmp_path):
     silent = command(started, TritonOptions(tmp_path), environ=others)
     traced = command(started, TritonOptions(tmp_path), environ={**others, "PINREC_TRITON_TRACES": "1"})
     assert not [flag for flag in (*untraced, *silent) if flag.startswith("--trace")]
+    with pytest.raises(InvalidConfig, match="PINREC_TRITON_TRACES has value 'yes'; allowed: 0, 1"):
+        command(started, TritonOptions(tmp_path), environ={**others, "PINREC_TRITON_TRACES": "yes"})
     assert [flag for flag in traced if flag.startswith("--trace")] == [
         "--trace-config=mode=opentelemetry",
         "--trace-config=rate=0",
