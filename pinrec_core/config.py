@@ -53,6 +53,12 @@ class ModelConfig:
     embedder_layers: int = 2
     """Fully connected layers of an item embedder (2 or 3)."""
     head_layers: int = 2
+    skips: bool = False
+    """Whether the MLPs of item embedders, ID embedding and output head get a linear path beside them (not the paper's).
+
+    At first an item is then the sum of its content and its table rows, and what is predicted is the item before; the
+    MLPs start at 0. Worth having where there are few events an item: nothing has to be learned before items are alike.
+    """
     max_history: int = 100
     """Longest history, in events; the start token does not count."""
     dropout: float = 0.1

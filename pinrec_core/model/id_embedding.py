@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pinrec_core.config import ModelConfig
 from pinrec_core.messages import EmbedItemsInput, IdEmbeddings
 from pinrec_core.model.id_tables import Codes, decode_rows, gather_rows, open_shards, write_tables
-from pinrec_core.model.mlp import mlp
+from pinrec_core.model.mlp import skipped_mlp
 from pinrec_core.release import Release
 
 
@@ -46,7 +46,8 @@ class HashIdEmbedding(nn.Module):
         self.num_hashes = config.num_hashes
         self.rows_per_hash = config.hash_rows
         self.table = nn.Embedding(config.num_hashes * config.hash_rows, config.hash_dim)
-        self.mlp = mlp(config.num_hashes * config.hash_dim, config.id_dim, config.id_dim, 2)
+        rows_dim = config.num_hashes * config.hash_dim
+        self.mlp = skipped_mlp(config.skips, rows_dim, config.id_dim, config.id_dim, 2)
         nn.init.normal_(self.table.weight, std=0.1)
 
     def forward(self, item_ids: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pinrec_core.config import ModelConfig
-from pinrec_core.model.mlp import mlp
+from pinrec_core.model.mlp import skipped_mlp
 from pinrec_core.schema import ItemType
 
 
@@ -23,9 +23,9 @@ class ItemEmbedder(nn.Module):
         self.use_content = config.use_content
         self.use_ids = config.use_ids
         pin_dim = content_dim * config.use_content + config.id_dim * config.use_ids
-        width = max(config.embedding_dim, config.hidden_dim)
-        self.pin = mlp(pin_dim, width, config.embedding_dim, config.embedder_layers)
-        self.search_query = mlp(content_dim, width, config.embedding_dim, config.embedder_layers)
+        sizes = max(config.embedding_dim, config.hidden_dim), config.embedding_dim, config.embedder_layers
+        self.pin = skipped_mlp(config.skips, pin_dim, *sizes)
+        self.search_query = skipped_mlp(config.skips, content_dim, *sizes)
 
     def forward(self, content: Tensor, item_types: Tensor, id_emb: Tensor) -> Tensor:
         """Content [..., D_sem], item_types [...], id_emb [..., D_id] -> item_emb [..., D], L2-normalized."""

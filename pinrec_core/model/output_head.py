@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pinrec_core.config import ModelConfig
 from pinrec_core.model.item_embedder import l2_normalize
-from pinrec_core.model.mlp import mlp
+from pinrec_core.model.mlp import mlp, start_as_sum, start_at_zero
 
 
 class OutputHead(nn.Module):
@@ -25,9 +25,11 @@ class OutputHead(nn.Module):
         # A first layer on [hidden; Phi] is the sum of a layer on hidden and one on Phi; kept apart, the former runs
         # once for all outcomes and offsets of a position, and the latter folds into the conditioning embeddings.
         self.hidden = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.ReLU(), nn.LayerNorm(width), mlp(width, width, config.embedding_dim, config.head_layers - 1)
-        )
+        rest = mlp(width, width, config.embedding_dim, config.head_layers - 1)
+        self.mlp = nn.Sequential(nn.ReLU(), nn.LayerNorm(width), rest)
+        self.skip = start_as_sum(nn.Linear(width, config.embedding_dim)) if config.skips else None
+        if config.skips:
+            start_at_zero(rest)
 
     def forward(self, hidden: Tensor, outcome: Tensor, target_offset: Tensor, surface: Tensor) -> Tensor:
         """Eq. 1: unit-length embeddings [..., D].
@@ -49,4 +51,5 @@ class OutputHead(nn.Module):
     def given(self, hidden: Tensor, condition: Tensor | None) -> Tensor:
         """Hidden [..., width] under a `condition` [..., width], which broadcast -> unit-length embeddings [..., D]."""
         x = self.hidden(hidden)
-        return l2_normalize(self.mlp(x if condition is None else x + condition))
+        y = self.mlp(x if condition is None else x + condition)
+        return l2_normalize(y if self.skip is None else y + self.skip(hidden))

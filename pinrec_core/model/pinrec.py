@@ -15,6 +15,7 @@ from pinrec_core.model.decoder import Decoder
 from pinrec_core.model.id_embedding import HashIdEmbedding
 from pinrec_core.model.inputs import NUM_TIME_FEATURES, SequenceInputs, previous_timestamps, time_features
 from pinrec_core.model.item_embedder import ItemEmbedder
+from pinrec_core.model.mlp import start_as_sum
 from pinrec_core.model.output_head import OutputHead
 from pinrec_core.release import Release
 from pinrec_core.schema import Vocabulary
@@ -44,6 +45,8 @@ class PinRec(nn.Module):
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(config.train.initial_logit_scale)))
         for embedding in (self.action_token, self.surface_token):
             nn.init.normal_(embedding.weight, std=0.02)
+        if model.skips:
+            start_as_sum(self.item_token)
 
     @classmethod
     def open(cls, release: Release) -> PinRec:

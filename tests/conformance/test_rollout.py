@@ -28,11 +28,16 @@ VOCABULARY = Vocabulary(("save", "click"), ("save", "click", "search"), ("home",
 CONTENT_DIM = 6
 
 
-def config_with(plan, block, layers):
+NETWORKS = {"gpt2": {}, "hstu": {"block": "hstu"}, "skips": {"skips": True}}
+"""What differs from the default model."""
+
+
+def config_with(plan, network, layers):
     model = ModelConfig(
         num_layers=layers, num_heads=2, hidden_dim=16, embedding_dim=8, id_dim=4, hash_rows=50, hash_dim=4
     )
-    return Config(model=replace(model, max_history=9, block=block), targets=TargetConfig(max_offset=4), generate=plan)
+    model = replace(model, max_history=9, **NETWORKS[network])
+    return Config(model=model, targets=TargetConfig(max_offset=4), generate=plan)
 
 
 def history(rng, length):
@@ -47,12 +52,15 @@ def history(rng, length):
     )
 
 
-def case(plan, lengths, outcomes, block="gpt2", layers=2):
+def case(plan, lengths, outcomes, network="gpt2", layers=2):
     torch.manual_seed(0)
-    model = PinRec(config_with(plan, block, layers), VOCABULARY, CONTENT_DIM).eval()
+    model = PinRec(config_with(plan, network, layers), VOCABULARY, CONTENT_DIM).eval()
     for layer in model.decoder.blocks:
-        if block == "hstu":  # biases large enough that a wrong distance shows
+        if network == "hstu":  # biases large enough that a wrong distance shows
             torch.nn.init.normal_(layer.distance.weight)
+    if network == "skips":  # the MLPs beside them start at 0
+        for weight in model.output_head.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
     rng = np.random.default_rng(0)
     inputs = collate([history(rng, n) for n in lengths])
     outcome = torch.tensor(outcomes)
@@ -78,11 +86,11 @@ PLANS = [
 ]
 
 
-@pytest.mark.parametrize("block", ["gpt2", "hstu"])
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("plan", PLANS)
 @torch.inference_mode()
-def test_cached_equals_uncached(plan, block):
-    model, inputs, branches = case(plan, [0, 1, 5, 9], outcomes=[[0, 1], [1, 0], [0, 1], [1, 1]], block=block)
+def test_cached_equals_uncached(plan, network):
+    model, inputs, branches = case(plan, [0, 1, 5, 9], outcomes=[[0, 1], [1, 0], [0, 1], [1, 1]], network=network)
     fast = rollout(model, inputs, branches, plan)
     plain = rollout_uncached(model, inputs, branches, plan)
     assert fast.shape == (4, 2, plan.num_steps * plan.offsets_per_step, 8)
@@ -91,13 +99,13 @@ def test_cached_equals_uncached(plan, block):
 
 
 @pytest.mark.skipif(not can_pack(), reason="this CPU has no bfloat16 products")
-@pytest.mark.parametrize("block", ["gpt2", "hstu"])
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("plan", PLANS)
 @torch.inference_mode()
-def test_packed_equals_plain_up_to_half_precision(plan, block, monkeypatch):
+def test_packed_equals_plain_up_to_half_precision(plan, network, monkeypatch):
     """bfloat16 keeps eight bits; cached = uncached holds as far."""
     monkeypatch.setattr(packed_linear, "FEW_PRODUCTS", 0)  # a model of this size would be left as it is
-    model, inputs, branches = case(plan, [0, 1, 5, 9], outcomes=[[0, 1], [1, 0], [0, 1], [1, 1]], block=block)
+    model, inputs, branches = case(plan, [0, 1, 5, 9], outcomes=[[0, 1], [1, 0], [0, 1], [1, 1]], network=network)
     inputs = given_id_emb(model, inputs)
     plain = rollout(model, inputs, branches, plan)
     pack(model)
@@ -109,13 +117,13 @@ def test_packed_equals_plain_up_to_half_precision(plan, block, monkeypatch):
     torch.testing.assert_close(packed, static_rollout(model, plan)(inputs, branches), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("block", ["gpt2", "hstu"])
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("plan", PLANS)
 @torch.inference_mode()
-def test_static_equals_plain(plan, block):
+def test_static_equals_plain(plan, network):
     """Batches of several sizes through the same buffers: what an earlier one left in them is not seen."""
     outcomes = [[0, 1], [1, 0], [0, 1], [1, 1]]
-    model, inputs, branches = case(plan, [9, 8, 9, 7], outcomes, block)
+    model, inputs, branches = case(plan, [9, 8, 9, 7], outcomes, network)
     static = static_rollout(model, plan)
     for lengths in ([9, 8, 9, 7], [3], [0, 1, 4], [9, 0], [2, 2, 2, 2]):
         _, inputs, branches = case(plan, lengths, outcomes[: len(lengths)])
@@ -124,18 +132,18 @@ def test_static_equals_plain(plan, block):
         torch.testing.assert_close(static(inputs, branches), plain, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("block", ["gpt2", "hstu"])
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @torch.inference_mode()
-def test_what_is_no_number_stays_in_its_request(block, bad):
+def test_what_is_no_number_stays_in_its_request(network, bad):
     plan = PLANS[2]
-    model, inputs, branches = case(plan, [9, 8], outcomes=[[0, 1], [1, 0]], block=block)
+    model, inputs, branches = case(plan, [9, 8], outcomes=[[0, 1], [1, 0]], network=network)
     static = static_rollout(model, plan)
     inputs = given_id_emb(model, inputs)
     inputs.id_emb[0, 6] = bad
     assert not static(inputs, branches)[0].isfinite().any(dim=-1).all()
     for lengths in ([3, 2], [1], [5, 0]):
-        _, inputs, branches = case(plan, lengths, outcomes=[[0, 1]] * len(lengths), block=block)
+        _, inputs, branches = case(plan, lengths, outcomes=[[0, 1]] * len(lengths), network=network)
         inputs = given_id_emb(model, inputs)
         plain = rollout(model, inputs, branches, plan)
         torch.testing.assert_close(static(inputs, branches), plain, atol=1e-5, rtol=0)

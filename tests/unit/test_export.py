@@ -53,6 +53,7 @@ def write_log(folder, num_items, surfaces=("home",)):
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
+    torch.manual_seed(0)  # some weights of a network so small give all items one vector
     root = tmp_path_factory.mktemp("export")
     dataset = open_dataset(write_log(root / "first", 8), CONFIG)
     model = PinRec(CONFIG, dataset.vocabulary, dataset.items.content.shape[1])
@@ -73,14 +74,19 @@ def test_a_release_holds_everything(first):
     }  # fmt: skip
 
 
-def test_the_decoders_block_is_carried(first, tmp_path):
+@pytest.mark.parametrize("changed", [{"block": "hstu"}, {"skips": True}])
+def test_another_network_is_carried(first, tmp_path, changed):
     _, dataset, _, _ = first
-    config = replace(CONFIG, model=replace(CONFIG.model, block="hstu"))
+    config = replace(CONFIG, model=replace(CONFIG.model, **changed))
     model = PinRec(config, dataset.vocabulary, dataset.items.content.shape[1])
-    served = PinRec.open(open_release(tmp_path, export(model, dataset, tmp_path, {"x": 1})))
-    assert served.decoder.is_hstu
-    for name, weight in model.decoder.state_dict().items():
-        assert torch.equal(served.decoder.state_dict()[name], weight)
+    release = open_release(tmp_path, export(model, dataset, tmp_path, {"x": 1}))
+    served, ids = PinRec.open(release).state_dict(), dataset.items.ids
+    assert set(served) == {name for name in model.state_dict() if not name.startswith("id_embedding.")}
+    for name, weight in served.items():
+        assert torch.equal(model.state_dict()[name], weight)
+    with torch.inference_mode():
+        id_emb = model.id_embedding(torch.from_numpy(ids)).numpy()
+    np.testing.assert_allclose(IdEmbedder.open(release).embed(ids), id_emb, atol=0.01)
 
 
 def test_int8_rows_are_half_the_table_and_make_the_index(first, tmp_path):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pinrec_core.config import Config, GenerateConfig, ModelConfig
 from pinrec_core.model.decoder import HstuBlock
+from pinrec_core.model.id_embedding import hash_rows
 from pinrec_core.model.inputs import collate
 from pinrec_core.model.item_embedder import ItemEmbedder
 from pinrec_core.model.pinrec import PinRec
@@ -66,6 +67,48 @@ def test_content_and_ids_can_each_be_left_out(use_content, use_ids):
     before = embedder(content, types, id_emb)
     assert torch.equal(embedder(content + 1, types, id_emb), before) != use_content
     assert torch.equal(embedder(content, types, id_emb + 1), before) != use_ids
+
+
+@torch.inference_mode()
+def test_with_skips_items_start_as_the_sum_of_their_parts():
+    """Content 1, 2, ..., 6 and ID embedding 10, 20, 30, 40 in a space of 4: their parts of 4 numbers, summed."""
+    embedder = ItemEmbedder(replace(MODEL, embedding_dim=4, skips=True), D_SEM).eval()
+    content, id_emb = torch.arange(1.0, 7.0), torch.tensor([10.0, 20.0, 30.0, 40.0])
+    parts = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 10.0, 20.0], [30.0, 40.0, 0.0, 0.0]]
+    item_emb = embedder(content[None], torch.tensor([ItemType.PIN]), id_emb[None])
+    torch.testing.assert_close(item_emb[0], F.normalize(torch.tensor(parts).sum(dim=0), dim=0))
+
+
+@torch.inference_mode()
+def test_with_skips_table_rows_start_as_the_id_embedding():
+    model = pinrec(skips=True)
+    ids = torch.tensor([7, -3])
+    rows = model.id_embedding.table(hash_rows(ids, MODEL.num_hashes, MODEL.hash_rows))  # [2, k, E]
+    torch.testing.assert_close(model.id_embedding(ids), rows.sum(dim=1))
+
+
+@torch.inference_mode()
+def test_with_skips_the_hidden_state_starts_as_what_is_generated():
+    model = pinrec(skips=True, embedding_dim=16)
+    hidden, one = torch.randn(1, 16), torch.tensor([1])
+    torch.testing.assert_close(model.predict(hidden, one, one, one), F.normalize(hidden, dim=-1))
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_every_weight_is_trained(skips):
+    """No path is cut off by what starts at 0: after one step of gradients, each parameter has moved or has some."""
+    model, inputs = pinrec(skips=skips).train(), inputs_of(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    codes = torch.ones(1, 5, dtype=torch.int64)
+    seen = set()
+    for _ in range(2):
+        optimizer.zero_grad()
+        generated = model.predict(model.hidden_states(inputs), codes, codes, codes)  # [1, 5, D]
+        query = model.embed_items(inputs.content, torch.full_like(inputs.item_types, ItemType.SEARCH_QUERY), torch.zeros(1, 4, 4))
+        ((generated * torch.randn(8)).sum() * model.logit_scale() + (query * torch.randn(8)).sum()).backward()
+        seen |= {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
+        optimizer.step()
+    assert {name for name, _ in model.named_parameters()} == seen
 
 
 @pytest.mark.parametrize("block", ["gpt2", "hstu"])
