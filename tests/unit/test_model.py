@@ -104,7 +104,9 @@ def test_every_weight_is_trained(skips):
     for _ in range(2):
         optimizer.zero_grad()
         generated = model.predict(model.hidden_states(inputs), codes, codes, codes)  # [1, 5, D]
-        query = model.embed_items(inputs.content, torch.full_like(inputs.item_types, ItemType.SEARCH_QUERY), torch.zeros(1, 4, 4))
+        query = model.embed_items(
+            inputs.content, torch.full_like(inputs.item_types, ItemType.SEARCH_QUERY), torch.zeros(1, 4, 4)
+        )
         ((generated * torch.randn(8)).sum() * model.logit_scale() + (query * torch.randn(8)).sum()).backward()
         seen |= {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
         optimizer.step()
