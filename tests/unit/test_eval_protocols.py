@@ -136,6 +136,15 @@ def test_leave_one_out_by_hand():
     assert not parts.train_events[list(held)].any()
 
 
+def test_leave_one_out_where_every_second_user_validates():
+    """The first and third of three: of the second, who does not, all but the last engagement is trained."""
+    dataset = dataset_of(*[[(10 * u + i, SAVE, i) for i in range(4)] for u in range(3)])
+    parts = leave_one_out(dataset, validation_every=2)
+    assert [(u.start, u.stop, u.targets.tolist()) for u in parts.validation] == [(0, 2, [2]), (8, 10, [10])]
+    assert [u.targets.tolist() for u in parts.test] == [[3], [7], [11]]
+    assert parts.training_data(dataset).histories.item_ids.tolist() == [0, 1, 10, 11, 12, 20, 21]
+
+
 def test_pins_without_an_event_leave_the_corpus():
     dataset = dataset_of([(3, SAVE, 1), (7, VIEW, 2)])
     assert Corpus.of(engaged_only(dataset)).ids.tolist() == [3, 7]
