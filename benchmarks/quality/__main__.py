@@ -44,7 +44,8 @@ _SPEED_ROUNDS = {"full": 5, "small": 2, "smoke": 1}
 
 @click.command()
 @click.option("--size", "size_name", default="small", show_default=True, type=click.Choice(list(SIZES)))
-@click.option("--datasets", required=True, envvar="PINREC_DATASETS", type=click.Path(exists=True, path_type=Path),
+@click.option("--datasets", required=True, envvar="PINREC_DATASETS",
+              type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Folder of the public logs; also PINREC_DATASETS.")  # fmt: skip
 @click.option("--work", required=True, type=_FOLDER, help="Converted logs and models; may be lost.")
 @click.option("--results", type=_FOLDER, help="What runs found, to be kept.  [default: WORK/results]")
@@ -69,6 +70,7 @@ def main(
     """Run what is missing of a size and write its report."""
     size, results = SIZES[size_name], results or work / "results"
     store = RunStore(results, work)
+    check_asked(size, only, rows, seeds)
     jobs = [job for job in jobs_of(size) if wanted(job, only, rows, seeds)]
     if list_only:
         show(jobs, store)
@@ -78,11 +80,26 @@ def main(
     groups = () if report_only else only or size.groups
     failed = [] if report_only else run_jobs(jobs, Runner(datasets, work, store, made_by, progress=True))
     found = Gathered(store, size)
-    measured = measure_rest(size, groups, datasets, work, results, failed)
+    measured = measure_rest(size, groups, datasets, work, results, failed, seeds or size.seeds)
     for line in page.text(found, measured):
         click.echo(line)
     if report_dir is not None:
         click.echo(page.write(report_dir, found, measured, command))
+
+
+def check_asked(size: Size, groups: tuple[str, ...], rows: tuple[str, ...], seeds: tuple[int, ...]) -> None:
+    """Raises click.BadParameter for what the size does not have: nothing would be run without a word."""
+    labels = list(dict.fromkeys(job.label for job in jobs_of(size) if not groups or job.group in groups))
+    for name, asked, allowed in (
+        ("--only", groups, list(size.groups)),
+        ("--seed", seeds, list(size.seeds)),
+    ):
+        for value in asked:
+            if value not in allowed:
+                raise click.BadParameter(f"{name} has value {value!r}; allowed for this size: {allowed}")
+    for row in rows:
+        if not any(label.startswith(row) for label in labels):
+            raise click.BadParameter(f"--row has value {row!r}; allowed: the beginning of one of {labels}")
 
 
 def wanted(job: Job, groups: tuple[str, ...], rows: tuple[str, ...], seeds: tuple[int, ...]) -> bool:
@@ -114,20 +131,35 @@ def run_jobs(jobs: list[Job], runner: Runner) -> list[str]:
 
 
 def measure_rest(
-    size: Size, groups: tuple[str, ...], datasets: Path, work: Path, results: Path, failed: list[str]
+    size: Size,
+    groups: tuple[str, ...],
+    datasets: Path,
+    work: Path,
+    results: Path,
+    failed: list[str],
+    seeds: tuple[int, ...],
 ) -> page.Measured:
-    """What is no run of the matrix: latency, training speed, recency. Of `groups` what is missing is measured."""
+    """What is no run of the matrix: latency, training speed, recency. Of `groups` what is missing is measured.
+
+    Of recency only `seeds` are made; what cannot be read is added to `failed`.
+    """
     kept = _Kept(results, groups)
     latencies = kept.of("figure5", f"latency-{size.name}.json", lambda: _latency(size)) or []
     speeds = kept.of("speed", f"speed-{size.name}.json", lambda: _speed(size, datasets, work)) or {}
+    there = _Kept(results, ())
     coverage = [
-        kept.of("recency", f"synthetic-{size.name}-{seed}.json", partial(_coverage, size, work, seed))
+        (kept if seed in seeds else there).of(
+            "recency", f"synthetic-{size.name}-{seed}.json", partial(_coverage, size, work, seed)
+        )
         for seed in size.seeds
     ]
     older = None
     if "recency" in size.groups:
-        world = open_world(HEADLINE, datasets, work, jobs_of(replace(size, groups=("headline",)))[0].run.limits)
-        older = older_interest(world, world.parts.test)
+        try:
+            world = open_world(HEADLINE, datasets, work, jobs_of(replace(size, groups=("headline",)))[0].run.limits)
+            older = older_interest(world, world.parts.test)
+        except PinrecError as error:
+            failed.append(f"recency on {HEADLINE}: {error}")
     return page.Measured(
         [Latency(**{**value, "times_ms": tuple(value["times_ms"])}) for value in latencies],
         speeds,

@@ -23,7 +23,7 @@ from benchmarks.quality.matrix import (
     VARIANTS,
     headline,
 )
-from pinrec_core.eval.bootstrap import Interval, interval, ratio_interval
+from pinrec_core.eval.bootstrap import Interval, Weighted, interval, ratio_of_ratios
 from pinrec_core.eval.report import Cell, Provenance, Report, Sample, Section, Table, shown, write_report
 from pinrec_core.eval.sections import Ablations, Arm, Breakdown, Claim, Claims, Comparison, Facts, StepSweep, SweepPoint
 
@@ -195,7 +195,7 @@ def beauty(found: Gathered) -> Section | None:
     rows = tuple(
         (label, len(both[0].results), *(
             cell for arm, reading in zip(both, readings, strict=True)
-            for cell in (arm.on("any_hit"), float(np.mean(found.beside("beauty", label, reading, "ndcg"))))
+            for cell in (arm.on("any_hit"), f"{np.mean(found.beside('beauty', label, reading, 'ndcg')):.4f}")
         ))
         for label, both in arms.items()
     )  # fmt: skip
@@ -211,8 +211,8 @@ def beauty(found: Gathered) -> Section | None:
 
 
 def coverage_ratio(measured: Measured) -> Interval | None:
-    """mt_oc / oc in covering both interests, seeds drawn again; None if it was not measured."""
-    if not measured.coverage:
+    """mt_oc / oc in covering both interests, seeds drawn again; None unless there are several."""
+    if len(measured.coverage) < 2:
         return None
     a, b = (np.array([seed[model] for seed in measured.coverage]) for model in ("mt_oc", "oc"))
     draws = np.random.default_rng(0).integers(0, len(a), (_COVERAGE_DRAWS, len(a)))
@@ -222,12 +222,16 @@ def coverage_ratio(measured: Measured) -> Interval | None:
 
 
 def older_ratio(found: Gathered, measured: Measured) -> Interval | None:
-    """mt_oc / oc in the share found of the targets that only older interests explain; None if it was not measured."""
+    """mt_oc / oc in the share found of the targets that only older interests explain, by their ratio in the others.
+
+    mt_oc finds more of all targets; only what it finds more of the older ones speaks of recency. None if it was not
+    measured.
+    """
     arms = [found.arm("headline", model, headline(HEADLINE)) for model in ("mt_oc", "oc")]
     if measured.older is None or not all(_is_of(arm, measured.older) for arm in arms):
         return None
-    (a, weight_a), (b, weight_b) = (arm.targets([measured.older] * len(arm.results)) for arm in present(arms))
-    return ratio_interval(a, b, weight_a, weight_b)
+    mt_oc, oc = ((_found(arm, measured.older), _found(arm, ~measured.older)) for arm in present(arms))
+    return ratio_of_ratios(mt_oc, oc)
 
 
 def _is_of(arm: Arm | None, mask: NDArray[np.bool_]) -> bool:
@@ -242,7 +246,7 @@ def recency(found: Gathered, measured: Measured) -> Section | None:
         rows: tuple[tuple[Cell, ...], ...] = tuple(
             (model, *(seed[model] for seed in measured.coverage)) for model in VARIANTS
         )
-        header = ("variant", *(f"run {place}" for place in range(len(measured.coverage))))
+        header = ("variant", *(f"seed {place}" for place in range(len(measured.coverage))))
         tables.append(
             Table("Synthetic users with two interleaved interests: share whose candidates cover both", header, rows)
         )
@@ -250,14 +254,22 @@ def recency(found: Gathered, measured: Measured) -> Section | None:
     if measured.older is not None and arms and _is_of(arms[0], measured.older):
         title = f"KuaiRand targets that only the older history explains ({int(measured.older.sum()):,}): share found"
         tables.append(
-            Table(title, ("variant", "share"), tuple((arm.label, _share(arm, measured.older)) for arm in arms))
+            Table(
+                title,
+                ("variant", "share of these", "share of all others"),
+                tuple((arm.label, _share(arm, measured.older), _share(arm, ~measured.older)) for arm in arms),
+            )
         )
     note = "Older: before the newest 4 events. Explained: content alike, cosine of .5 and more."
     return Facts("Recency bias", tuple(tables), note) if tables else None
 
 
 def _share(arm: Arm, mask: NDArray[np.bool_]) -> Interval:
-    return interval(*arm.targets([mask] * len(arm.results)))
+    return interval(*_found(arm, mask))
+
+
+def _found(arm: Arm, mask: NDArray[np.bool_]) -> Weighted:
+    return arm.targets([mask] * len(arm.results))
 
 
 def training_speed(speed: Mapping[str, Any]) -> Section | None:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 _DRAWS_AT_ONCE = 64
 
 Values = NDArray[np.floating] | NDArray[np.bool_]
+Weighted = tuple[Values, Values]
+"""Values and what each counts."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,36 @@ def ratio_interval(
         top, bottom = _means(table_a, weight_a, users, seeds_a), _means(table_b, weight_b, users, seeds_b)
         drawn.append(_divided(top, bottom))
     mean = _divided(np.array([_mean(table_a, weight_a)]), np.array([_mean(table_b, weight_b)]))
+    return _interval(float(mean[0]), drawn, confidence)
+
+
+def ratio_of_ratios(
+    a: tuple[Weighted, Weighted],
+    b: tuple[Weighted, Weighted],
+    confidence: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """(a[0] / a[1]) / (b[0] / b[1]), means of values and weights [U] or [S, U] of two models on the same users.
+
+    Both parts of a model are of the same users and seeds in each draw.
+    """
+    tables = [[_tables(*part) for part in model] for model in (a, b)]
+    rng = np.random.default_rng(seed)
+
+    def ratios(users: NDArray[np.float64], seeds: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+        own, other = (
+            _divided(*(_means(*part, users, drawn) for part in model))
+            for model, drawn in zip(tables, seeds, strict=True)
+        )
+        return _divided(own, other)
+
+    shapes = [model[0][0].shape for model in tables]
+    drawn = []
+    for count in _sizes(draws):
+        users = _counts(shapes[0][1], count, rng)
+        drawn.append(ratios(users, [_counts(shape[0], count, rng) for shape in shapes]))
+    mean = ratios(np.ones((1, shapes[0][1])), [np.ones((1, shape[0])) for shape in shapes])
     return _interval(float(mean[0]), drawn, confidence)
 
 

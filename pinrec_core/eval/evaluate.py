@@ -227,10 +227,17 @@ def item_vectors(model: PinRec, dataset: Dataset, corpus: Corpus, rows_at_once: 
 def _longest_history(model: PinRec, plan: GenerateConfig) -> int:
     """Events that fit beside what a rollout of `plan` feeds back, at most `max_history`.
 
-    A comparison rolls out as many embeddings as there are targets, which may be more than serving does.
+    A comparison rolls out as many embeddings as there are targets, which may be more than serving does. Raises
+    InvalidConfig if the positions that were trained do not even hold what is fed back.
     """
-    config = model.config
-    return min(config.model.max_history, config.max_positions - 1 - (plan.num_steps - 1) * plan.num_fed)
+    fed = (plan.num_steps - 1) * plan.num_fed
+    room = model.decoder.positions.num_embeddings - 1 - fed  # what was trained, not what the model's plan now asks for
+    if room < 0:
+        raise InvalidConfig(
+            f"generate has value {plan.num_steps} steps, {fed} tokens fed back; allowed: at most {room + fed}, the "
+            "positions of the model beside the start token"
+        )
+    return min(model.config.model.max_history, room)
 
 
 def _left_align(values: Tensor, taken: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ Letters: S seeds, U users.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,8 @@ class Arm:
     results: tuple[UserResults, ...]
     models: tuple[str, ...] = ()
     """Names of the trained models, one a seed; arms that read the same ones in other ways are compared seed by seed."""
+    seeds: tuple[int, ...] = ()
+    """Of the results, where it is known."""
 
     def __post_init__(self) -> None:
         first = self.results[0].user_ids
@@ -42,6 +44,15 @@ class Arm:
     def users(self) -> int:
         """U."""
         return self.results[0].num_users
+
+    def with_seeds_of(self, other: Arm) -> Arm:
+        """The results whose seeds the other arm has too; itself where that is not known."""
+        places = [place for place, seed in enumerate(self.seeds) if seed in other.seeds]
+        if not places:
+            return self
+        models = tuple(self.models[place] for place in places) if self.models else ()
+        results, seeds = tuple(self.results[place] for place in places), tuple(self.seeds[place] for place in places)
+        return replace(self, results=results, models=models, seeds=seeds)
 
     def values(self, name: str) -> NDArray[np.float64]:
         """A field of the results, float64 [S, U]."""
@@ -359,9 +370,13 @@ class Ablations:
         for arm in (self.reference, *self.arms):
             cells: list[Cell] = [arm.label, len(arm.results)]
             for name in ("any_hit", "target_share"):
-                cells += [arm.on(name), None if arm is self.reference else arm.gain(self.reference, name)]
+                cells += [arm.on(name), None if arm is self.reference else self._gain(arm, name)]
             rows.append((*cells, arm.on("unique_within")))
         return [Table("", header, tuple(rows))]
+
+    def _gain(self, arm: Arm, name: str) -> Gain:
+        """Over the reference with the same seeds: one seed is not compared with the mean of several."""
+        return arm.gain(self.reference.with_seeds_of(arm), name)
 
     def draw(self, stem: Path) -> list[Path]:
         """Relative change of both recalls."""
@@ -370,7 +385,7 @@ class Ablations:
         if not self.arms:
             return []
         panels = [
-            (title, [(arm.label, arm.gain(self.reference, name).value) for arm in self.arms])
+            (title, [(arm.label, self._gain(arm, name).value) for arm in self.arms])
             for title, name in (("change of any target hit", "any_hit"), ("change of share of targets", "target_share"))
         ]
         return [point_ranges(stem.with_suffix(".png"), panels)]

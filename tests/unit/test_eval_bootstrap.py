@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pinrec_core.eval.bootstrap import Interval, interval, ratio_interval
+from pinrec_core.eval.bootstrap import Interval, interval, ratio_interval, ratio_of_ratios
 
 
 def coins(probability, users, seed):
@@ -91,3 +91,22 @@ def test_other_users_are_refused():
 
 def test_a_ratio_less_one_is_a_gain():
     assert Interval(1.1, 1.0, 1.5).minus(1).low == 0.0
+
+
+def test_a_ratio_of_ratios_by_hand():
+    """(.6 / .3) / (.4 / .4) = 2 of two models on the same users, each part weighted; nothing varies, so no width."""
+    one, two = np.ones((2, 5)), np.ones((2, 5)) * 2
+    a = ((0.6 * one, two), (0.3 * one, one))
+    b = ((0.4 * one[:1], one[:1]), (0.4 * one[:1], one[:1]))
+    found = ratio_of_ratios(a, b)
+    assert (found.mean, found.low, found.high) == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_a_ratio_of_ratios_does_not_see_what_both_parts_share():
+    """A model that is twice as good in both parts has no other ratio."""
+    rng = np.random.default_rng(0)
+    hits, weights = rng.random((3, 200)), np.ones((3, 200))
+    rest = rng.random((3, 200))
+    found = ratio_of_ratios(((2 * hits, weights), (2 * rest, weights)), ((hits, weights), (rest, weights)))
+    assert found.mean == pytest.approx(1.0)
+    assert found.low < 1.0 < found.high

@@ -146,6 +146,15 @@ def test_ablations_are_changes_of_their_first_row():
     assert rows(table)["all"]["change of it"] is None
 
 
+def test_one_seed_is_compared_with_the_same_seed_of_the_reference():
+    """Of the reference's seeds 3 and 5, of .4 and .6: against seed 5's, not against their mean."""
+    reference = Arm("all", (results(0.4), results(0.6)), seeds=(3, 5))
+    changed = Arm("no ids", (results(0.3),), seeds=(5,))
+    (table,) = Ablations("Ablations", "by hand", reference, (changed,)).tables()
+    assert rows(table)["no ids"]["change of it"].value.mean == pytest.approx(-0.5)
+    assert reference.with_seeds_of(Arm("other", (results(0.3),))) is reference  # unknown seeds: all
+
+
 SECTIONS = (
     Claims("Claims", (Claim("mt_oc / uc", ">= 1.11", Interval(1.2, 1.1, 1.3), True), Claim("x", "y", None, None))),
     COMPARISON,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pinrec_core.codec import quantize
-from pinrec_core.config import config_from_dict
+from pinrec_core.config import GenerateConfig, config_from_dict
 from pinrec_core.data.dataset import Dataset
 from pinrec_core.data.histories import Histories
 from pinrec_core.errors import InvalidConfig
@@ -19,6 +19,7 @@ from pinrec_core.eval.evaluate import (
     Requests,
     RolloutScorer,
     VectorScorer,
+    _longest_history,
     evaluate,
     evaluate_users,
     held_out,
@@ -316,6 +317,24 @@ def test_targets_beyond_the_configured_rollout_shorten_the_history():
     dataset = many_users()
     found = evaluate(model_of("oc", dataset), dataset, np.arange(9), k=3, num_targets=6)  # 6 steps, 2 configured
     assert found["users"] == len(held_out(dataset, np.arange(9), 6))
+
+
+def test_the_history_that_fits_follows_from_what_was_trained_and_not_from_the_plan_read():
+    """1 + 6 events + 1 fed back = 8 positions: 2 steps leave 6 events, 4 steps 4 of them, whatever is configured."""
+    model = model_of("mt_oc", many_users())
+    model.config = replace(model.config, generate=replace(model.config.generate, offsets_per_step=4, num_steps=9))
+    plan = GenerateConfig(num_steps=2, offsets_per_step=1)
+    assert _longest_history(model, plan) == 6
+    assert _longest_history(model, replace(plan, num_steps=4)) == 4
+    assert _longest_history(model, replace(plan, num_steps=8)) == 0
+    with pytest.raises(InvalidConfig, match="generate has value 9 steps, 8 tokens fed back; allowed: at most 7"):
+        _longest_history(model, replace(plan, num_steps=9))
+
+
+def test_more_targets_than_the_model_has_positions_for_are_refused():
+    dataset = dataset_of(*[[(item % NUM_ITEMS, SAVE, 1) for item in range(12)]] * 2)
+    with pytest.raises(InvalidConfig, match="allowed: at most 7"):
+        evaluate(model_of("oc", dataset), dataset, np.arange(2), k=3, num_targets=9)
 
 
 def test_a_search_query_is_neither_target_nor_corpus():

@@ -1,9 +1,11 @@
 """The bench of the paper's claims: its matrix, its store, peers' ranks, verdicts and page, on planted results."""
 
 import json
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 
+import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,13 +13,14 @@ import pytest
 import torch
 
 from benchmarks.quality import claims, matrix, page, peers
-from benchmarks.quality.__main__ import wanted
+from benchmarks.quality.__main__ import check_asked, wanted
 from benchmarks.quality.gathered import Gathered, many
 from benchmarks.quality.latency import TOTALS, Latency
 from benchmarks.quality.matrix import (
     ABLATIONS,
     ALL_GROUPS,
     BEAUTY,
+    BEAUTY_REFIT,
     FIGURE5_OFFSETS,
     FIGURE5_TOTAL,
     HEADLINE,
@@ -218,6 +221,30 @@ def test_longer_runs_are_other_runs_with_three_times_the_updates():
     for label, run in longer.items():
         assert run.key != plain[label].key
         assert pinrec_config(replace(run, model="uc")).train.max_steps == 3 * 2_000
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ((("strict",), (), ()), "--only has value 'strict'; allowed for this size"),
+        (((), ("nope",), ()), "--row has value 'nope'; allowed: the beginning of one of"),
+        ((("beauty",), ("mt_oc",), ()), "--row has value 'mt_oc'"),
+        (((), (), (77,)), r"--seed has value 77; allowed for this size: \[0\]"),
+    ],
+)
+def test_what_a_size_does_not_have_is_refused(asked, said):
+    check_asked(SIZES["small"], ("headline",), ("uc", "mt"), (0,))
+    with pytest.raises(click.BadParameter, match=said):
+        check_asked(SIZES["small"], *asked)
+
+
+def test_rows_beside_the_claims_are_trained_once_and_the_claims_own_with_every_seed():
+    seeds = Counter((job.group, job.label) for job in jobs_of(SIZES["full"]) if job.run.world != BEAUTY_REFIT)
+    for label in ("uc", "mt_oc", "pinnerformer"):
+        assert seeds["headline", label] == 3
+    assert seeds["headline", "rectools/sasrec"] == seeds["strict", "sasrec"] == seeds["ablations", "logQ off"] == 1
+    assert seeds["beauty", "rectools/sasrec, ties as stored"] == seeds["beauty", "uc, ties shuffled"] == 3
+    assert seeds["ablations", "ID embedding off"] == seeds["figure5", "mt_oc, window 16"] == 3
 
 
 def test_jobs_are_chosen_by_table_row_and_seed():
@@ -458,6 +485,7 @@ def test_the_page_holds_every_section(planted, tmp_path):
 def test_coverage_draws_seeds_again():
     found = page.coverage_ratio(page.Measured(coverage=[{"uc": 0.1, "oc": 0.2, "mt_oc": 0.4}] * 3))
     assert (found.mean, found.low, found.high) == pytest.approx((2.0, 2.0, 2.0))
+    assert page.coverage_ratio(page.Measured(coverage=[{"uc": 0.1, "oc": 0.2, "mt_oc": 0.4}])) is None
     assert page.coverage_ratio(page.Measured()) is None
 
 
