@@ -222,7 +222,7 @@ def jobs_of(size: Size) -> list[Job]:
         "longer": lambda: _comparison(
             size, "longer", HEADLINE, (*VARIANTS, "pinnerformer", "pinnerformer_next"), {STEPS_SCALE: LONGER}
         ),
-        "strict": lambda: _comparison(size, "strict", STRICT),
+        "strict": lambda: _comparison(size, "strict", STRICT, (*VARIANTS, *BASELINES, PEERS[0])),
         "retailrocket": lambda: _comparison(size, "retailrocket", RETAILROCKET),
         "beauty": lambda: _beauty(size),
         "figure5": lambda: _figure5(size),
