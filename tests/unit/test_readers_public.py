@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from pinrec_core.config import Config
 from pinrec_core.data.dataset import open_dataset
-from pinrec_core.data.readers import amazon, kuairand_full, movielens, retailrocket
+from pinrec_core.data.readers import amazon, kuairand, kuairand_full, movielens, retailrocket
 from pinrec_core.data.readers.string_ids import id_of_name
 from pinrec_core.errors import InvalidData
 from pinrec_core.event_log.contract import check_folder
@@ -452,3 +452,41 @@ def test_amazon_beauty_counts(tmp_path):
         [("user", "ascending"), ("pos", "ascending")]
     )
     assert dataset.histories.item_ids.tolist() == source["item"].to_pylist()
+
+
+# --- damaged files
+
+
+def test_a_truncated_gzip_is_refused_by_name(tmp_path):
+    write_csv(tmp_path / "s" / "movies.csv", "movieId,title,genres", (1, "One", "Drama"))
+    text = "userId,movieId,rating,timestamp\n" + "".join(f"{user},1,5,{user}\n" for user in range(20_000))
+    (tmp_path / "s" / "ratings.csv.gz").write_bytes(gzip.compress(text.encode())[:-2_000])
+    with pytest.raises(InvalidData, match=r"ratings\.csv\.gz: "):
+        movielens.convert(tmp_path / "s", tmp_path / "log")
+
+
+def test_a_truncated_parquet_file_is_refused_by_name(tmp_path):
+    (tmp_path / kuairand.LOG).write_bytes(b"PAR1 and no more")
+    with pytest.raises(InvalidData, match=r"\.parquet: "):
+        kuairand.convert(tmp_path, tmp_path / "log-of-it")
+
+
+@pytest.mark.parametrize("rating", ["9.5", "0", "-inf"])
+def test_ratings_that_are_none_are_refused(tmp_path, rating):
+    write_csv(tmp_path / "s" / "movies.csv", "movieId,title,genres", (1, "One", "Drama"))
+    write_csv(tmp_path / "s" / "ratings.csv", "userId,movieId,rating,timestamp", (1, 1, 5, 1), (2, 1, rating, 1))
+    with pytest.raises(InvalidData, match=r"ratings\.csv, column rating: has value .*; allowed: 0\.5 to 5"):
+        movielens.convert(tmp_path / "s", tmp_path / "log")
+
+
+def test_a_missing_time_is_refused_by_column(tmp_path):
+    write_csv(tmp_path / "s" / "movies.csv", "movieId,title,genres", (1, "One", "Drama"))
+    write_csv(tmp_path / "s" / "ratings.csv", "userId,movieId,rating,timestamp", (1, 1, 5, 1), (2, 1, 5, ""))
+    with pytest.raises(InvalidData, match=r"ratings\.csv, column timestamp: 1 of 2 rows .* no value"):
+        movielens.convert(tmp_path / "s", tmp_path / "log")
+
+
+def test_a_review_of_nobody_is_refused(tmp_path):
+    write_lines(tmp_path / "s" / "Beauty_5.json", [review_2014("u", "a", 1) | {"reviewerID": None}])
+    with pytest.raises(InvalidData, match=r"Beauty_5\.json, line 1: is no review with reviewerID"):
+        amazon.convert(tmp_path / "s", tmp_path / "log")

@@ -42,6 +42,9 @@ OUTCOME, SURFACE = "review", "shop"
 CUT, CUT_ITEMS = "interactions.parquet", "items.parquet"
 _CUT_TYPES = {"user": pa.int64(), "item": pa.int64(), "pos": pa.int64(), "timestamp": pa.int64()}
 _CUT_ITEM_TYPES = {"item": pa.int64(), "title": pa.string(), "attributes": pa.string()}
+_FIELDS_2014 = ("reviewerID", "asin", "unixReviewTime", 1_000)
+_FIELDS_2023 = ("user_id", "parent_asin", "timestamp", 1)
+"""Columns of a review, and milliseconds in its unit of time."""
 _CSV_TYPES = {"user_id": pa.string(), "parent_asin": pa.string(), "timestamp": pa.int64()}
 _SUFFIX = re.compile(r"\.(json|jsonl|csv)(\.gz)?$")
 _META_ID = re.compile(r"""["'](?:parent_asin|asin)["']\s*:\s*["']([^"']+)["']""")
@@ -143,9 +146,10 @@ def _review(line: str, place: str) -> _Row:
     """One review of 2014 and 2018 (a parent is unknown, times in s) or of 2023 (parents, times in ms)."""
     try:
         row = json.loads(line)
-        if "reviewerID" in row:
-            return str(row["reviewerID"]), str(row["asin"]), int(row["unixReviewTime"]) * 1_000
-        return str(row["user_id"]), str(row["parent_asin"]), int(row["timestamp"])
+        user, item, time, unit_ms = _FIELDS_2014 if "reviewerID" in row else _FIELDS_2023
+        if row[user] is None or row[item] is None:
+            raise ValueError
+        return str(row[user]), str(row[item]), int(row[time]) * unit_ms
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidData(
             f"{place}: is no review with reviewerID, asin, unixReviewTime or user_id, parent_asin, timestamp"

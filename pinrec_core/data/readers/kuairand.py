@@ -85,10 +85,13 @@ def _read(source: Path, name: str, columns: list[str]) -> pa.Table:
     path = source / name
     if not path.is_file():
         raise InvalidData(f"{source} does not hold {name}")
-    missing = [column for column in columns if column not in pq.read_schema(path).names]
-    if missing:
-        raise InvalidData(f"{name} lacks columns {missing}")
-    return pq.read_table(path, columns=columns)
+    try:
+        missing = [column for column in columns if column not in pq.read_schema(path).names]
+        if missing:
+            raise InvalidData(f"{name} lacks columns {missing}")
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidData(f"{name}: {str(error).splitlines()[0]}") from error
 
 
 def outcome_of(table: pa.Table) -> NDArray[np.int32]:

@@ -34,6 +34,7 @@ from pinrec_core.text_encoder import normalize_text, query_item_id
 
 SURFACES = ("home", "search")
 _ACTIONS = (*OUTCOMES, SEARCH_ACTION)
+_FEWEST_STARS, _MOST_STARS = 0.5, 5.0
 _RATING_TYPES = {"userId": pa.int64(), "movieId": pa.int64(), "rating": pa.float64(), "timestamp": pa.int64()}
 _MOVIE_TYPES = {"movieId": pa.int64(), "title": pa.string(), "genres": pa.string()}
 _TAG_TYPES = {"userId": pa.int64(), "movieId": pa.int64(), "tag": pa.string(), "timestamp": pa.int64()}
@@ -61,12 +62,21 @@ def convert(source: Path, folder: Path, name: str | None = None, progress: bool 
     with FolderWriter(folder, facts) as writer, EventSorter(folder) as sorter:
         _write_movies(writer, movies)
         for batch in _batches(ratings, _RATING_TYPES, progress):
+            _refuse_stars(ratings, batch["rating"].to_numpy())
             sorter.add(counts.kept(batch))
         for batch in _batches(tags, _TAG_TYPES, progress) if tags else ():
             sorter.add(_row_table(batch, pa.nulls(len(batch), pa.int32()), batch["tag"].fill_null("")))
         for table in sorter.tables():
             writer.events(**counts.columns(table))
     return refuse_empty(source, counts.summary(len(movies)))
+
+
+def _refuse_stars(path: Path, stars: NDArray[np.float64]) -> None:
+    wrong = stars[~((stars >= _FEWEST_STARS) & (stars <= _MOST_STARS))]  # NaN too
+    if len(wrong):
+        raise InvalidData(
+            f"{path.name}, column rating: has value {wrong[0]:g}; allowed: {_FEWEST_STARS:g} to {_MOST_STARS:g}"
+        )
 
 
 def _row_table(batch: pa.RecordBatch, outcome: pa.Array, tag: pa.Array) -> pa.Table:

@@ -40,7 +40,7 @@ def csv_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Batches of the columns `types` of a CSV file, plain or gzipped; `names`: its columns where it has no header row.
 
-    A file of `names` knows no quotes. Raises InvalidData naming file and column.
+    A file of `names` knows no quotes. Raises InvalidData naming file and column, also where a number is missing.
     """
     read = pa_csv.ReadOptions(block_size=_BLOCK, column_names=names)
     parse = pa_csv.ParseOptions(delimiter=delimiter, quote_char='"' if names is None else False)
@@ -51,10 +51,20 @@ def csv_batches(
             tqdm(desc=path.name, unit="row", unit_scale=True, disable=not progress) as bar,
         ):
             for batch in reader:
+                _refuse_missing(path, batch)
                 yield batch
                 bar.update(len(batch))
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, KeyError, OSError) as error:
         raise InvalidData(f"{path.name}: {str(error).splitlines()[0]}; wanted columns: {', '.join(types)}") from error
+
+
+def _refuse_missing(path: Path, batch: pa.RecordBatch) -> None:
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if column.null_count and not pa.types.is_string(field.type):
+            raise InvalidData(
+                f"{path.name}, column {field.name}: {column.null_count} of {len(batch)} rows read together have no "
+                "value; must be a number"
+            )
 
 
 def parquet_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
@@ -66,7 +76,7 @@ def parquet_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
         if missing:
             raise InvalidData(f"{path.name} lacks columns {missing}")
         return pq.read_table(path, columns=list(types)).cast(pa.schema(list(types.items())))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise InvalidData(f"{path.name}: {str(error).splitlines()[0]}") from error
 
 
