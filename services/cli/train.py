@@ -193,6 +193,7 @@ def evaluate(
 
     if others and report_dir is None:
         raise InvalidConfig("--beside is given without --report; allowed: both, since other runs stand in the report")
+    _refuse_twice((run_dir, *others))
     run = _open_run(run_dir, data_dir, targets)
     reading = Reading(k, targets, not keep_seen, conditioning)
     per_user = run.measured(reading, progress=not quiet)
@@ -210,6 +211,14 @@ def evaluate(
         runs = [run, *(_open_run(other, data_dir, targets) for other in others)]
         page = _write_report(report_dir, runs, reading, per_user, progress=not quiet)
         click.echo(f"report written to {page}", err=as_json)
+
+
+def _refuse_twice(runs: tuple[Path, ...]) -> None:
+    """Raises InvalidConfig: a report tells runs apart by their folders' names."""
+    names = [run.resolve().name for run in runs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidConfig(f"--beside has value {twice}; allowed: runs whose folders have names of their own")
 
 
 def _open_run(run_dir: Path, data_dir: Path, num_targets: int) -> TrainedRun:

@@ -99,6 +99,9 @@ def test_what_a_report_cannot_show_is_refused(folder, run, tmp_path):
     common = ("evaluate", "--run", run, "--data", folder, "--targets", 2, "--quiet")
     result = pinrec(*common, "--beside", run)
     assert "--beside is given without --report" in result.output
+    result = pinrec(*common, "--beside", run, "--report", tmp_path / "twice")
+    assert "allowed: runs whose folders have names of their own" in result.output
+    assert not (tmp_path / "twice").exists()
     result = pinrec(*common, "--conditioning", "buy")
     assert "conditioning has value 'buy'; allowed: one of ['true', 'past'" in result.output
     other = tmp_path / "other"
