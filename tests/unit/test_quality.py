@@ -451,8 +451,10 @@ def test_verdicts_follow_the_planted_results(planted):
     latencies = [Latency(total, offsets, (100.0 / offsets,)) for total in TOTALS for offsets in FIGURE5_OFFSETS]
     speed = {"ratio": 1.5, "ours examples_per_second": 3.0, "rectools examples_per_second": 2.0,
              "ours peak_rss_mib": 1.0, "rectools peak_rss_mib": 1.0}  # fmt: skip
-    verdicts = {claim.name: claim.holds for claim in claims.judge(planted, latencies, speed, None)}
+    judged = {claim.name: claim for claim in claims.judge(planted, latencies, speed, None)}
+    verdicts = {name: claim.holds for name, claim in judged.items()}
     assert verdicts["MT-OC / UC, KuaiRand"] is True
+    assert "pinnerformer, one list of 80: " in judged["MT-OC / UC, KuaiRand"].note  # what the ratio does not say
     assert verdicts["OC / UC, KuaiRand"] is True
     assert verdicts["MT-OC / UC on tab_1"] is True
     assert verdicts["UC / pinnerformer, top 80"] is False  # planted alike
