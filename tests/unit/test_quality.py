@@ -454,7 +454,7 @@ def test_verdicts_follow_the_planted_results(planted):
     judged = {claim.name: claim for claim in claims.judge(planted, latencies, speed, None)}
     verdicts = {name: claim.holds for name, claim in judged.items()}
     assert verdicts["MT-OC / UC, KuaiRand"] is True
-    assert "pinnerformer, one list of 80: " in judged["MT-OC / UC, KuaiRand"].note  # what the ratio does not say
+    assert "one list of 80: 0.287" in judged["MT-OC / UC, KuaiRand"].note  # what the ratio does not say
     assert verdicts["OC / UC, KuaiRand"] is True
     assert verdicts["MT-OC / UC on tab_1"] is True
     assert verdicts["UC / pinnerformer, top 80"] is False  # planted alike
