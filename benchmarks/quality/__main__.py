@@ -146,9 +146,9 @@ def measure_rest(
     kept = _Kept(results, groups)
     latencies = kept.of("figure5", f"latency-{size.name}.json", lambda: _latency(size)) or []
     speeds = kept.of("speed", f"speed-{size.name}.json", lambda: _speed(size, datasets, work)) or {}
-    there = _Kept(results, ())
+    as_found = _Kept(results, ())
     coverage = [
-        (kept if seed in seeds else there).of(
+        (kept if seed in seeds else as_found).of(
             "recency", f"synthetic-{size.name}-{seed}.json", partial(_coverage, size, work, seed)
         )
         for seed in size.seeds

@@ -36,7 +36,7 @@ _BUYER_ENGAGEMENTS, _BUYER_SHARES = 10, (0.6, 0.1, 0.3)
 """Of RetailRocket's few buyers; a test user's own last engagements in time are the targets. With fewer users or targets
 there are no 300 of each outcome."""
 _REFIT_VALIDATION_EVERY = 10
-"""Beauty's users: the others' validation items are trained, as by the authors of the highest published figures."""
+"""Of Beauty's users, where the others' validation items are trained: what one more event of nine is worth."""
 _SAMPLE_STREAM = 7
 """Keeps the draw of a smaller bench's users apart from other random numbers."""
 

@@ -129,7 +129,7 @@ def leave_one_out(dataset: Dataset, validation_every: int = 1) -> Parts:
 
     All users are trained on what comes before these two, so that none is measured on what was trained; users with fewer
     than three engagements are left out. With `validation_every` above 1 only every so many-th user validates, and of
-    the others the last engagement but one is trained, as some published figures have it.
+    the others the last engagement but one is trained.
     """
     h = dataset.histories
     seen = np.zeros(h.num_events, dtype=np.bool_)

@@ -191,9 +191,7 @@ def evaluate(
     from pinrec_core.eval.served import evaluate_served
     from pinrec_core.train.checkpoint import add_test_metrics
 
-    if others and report_dir is None:
-        raise InvalidConfig("--beside is given without --report; allowed: both, since other runs stand in the report")
-    _refuse_twice((run_dir, *others))
+    _check_beside(run_dir, others, report_dir)
     run = _open_run(run_dir, data_dir, targets)
     reading = Reading(k, targets, not keep_seen, conditioning)
     per_user = run.measured(reading, progress=not quiet)
@@ -213,9 +211,11 @@ def evaluate(
         click.echo(f"report written to {page}", err=as_json)
 
 
-def _refuse_twice(runs: tuple[Path, ...]) -> None:
-    """Raises InvalidConfig: a report tells runs apart by their folders' names."""
-    names = [run.resolve().name for run in runs]
+def _check_beside(run_dir: Path, others: tuple[Path, ...], report_dir: Path | None) -> None:
+    """Raises InvalidConfig: other runs stand in a report, which tells them apart by their folders' names."""
+    if others and report_dir is None:
+        raise InvalidConfig("--beside is given without --report; allowed: both, since other runs stand in the report")
+    names = [run.resolve().name for run in (run_dir, *others)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidConfig(f"--beside has value {twice}; allowed: runs whose folders have names of their own")

@@ -80,7 +80,9 @@ def test_another_network_is_carried(first, tmp_path, changed):
     config = replace(CONFIG, model=replace(CONFIG.model, **changed))
     model = PinRec(config, dataset.vocabulary, dataset.items.content.shape[1])
     release = open_release(tmp_path, export(model, dataset, tmp_path, {"x": 1}))
-    served, ids = PinRec.open(release).state_dict(), dataset.items.ids
+    opened = PinRec.open(release)
+    assert opened.decoder.is_hstu == (changed.get("block") == "hstu")
+    served, ids = opened.state_dict(), dataset.items.ids
     assert set(served) == {name for name in model.state_dict() if not name.startswith("id_embedding.")}
     for name, weight in served.items():
         assert torch.equal(model.state_dict()[name], weight)
