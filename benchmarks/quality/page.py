@@ -96,7 +96,10 @@ def sections(found: Gathered, measured: Measured) -> list[Section]:
 def _claims_note(found: Gathered) -> str:
     """How much of the bench stands behind the verdicts."""
     runs, missing = len(found.all_jobs()), sum(map(len, found.missing().values()))
-    note = "On test users that nothing was tuned on. Gains and ratios have to clear 0 and 1."
+    note = (
+        "On test users; settings are the best on validation users, and where the search looked at test users as well "
+        "(Beauty) docs/studies.md says so. Gains and ratios have to clear 0 and 1."
+    )
     if missing:
         note += (
             f" Of {runs:,} runs some are not there yet (see the end of the page): verdicts rest on the seeds that each "
