@@ -34,7 +34,7 @@ NUM_TARGETS = {HEADLINE: 8, STRICT: 4, RETAILROCKET: 8, BEAUTY: 1, BEAUTY_REFIT:
 """Delta of each world's protocol."""
 KEEPS_SEEN = frozenset({RETAILROCKET})
 """Worlds whose users come back to what they have seen, to buy it: there the headline reading drops nothing."""
-STORED, REFIT = "ties as stored", "validation items trained"
+STORED, PUBLISHED, REFIT = "ties as stored", "published sizes", "validation items trained"
 """How rows of Beauty are told apart."""
 VARIANTS = ("uc", "oc", "mt_oc")
 OUTCOMES = {HEADLINE: ("like", "long_view", "click"), RETAILROCKET: ("buy", "cart", "view")}
@@ -43,6 +43,9 @@ BASELINES = ("popularity", "item_knn", "two_tower", "sasrec", "hstu", "pinnerfor
 PEER_KEYS = ("num_layers", "num_heads", "max_history")
 """Of a base configuration's model: what a peer has in common with it."""
 PEERS = ("rectools/sasrec", "rectools/esasrec", "rectools/bert4rec", "rectools/hstu")
+AS_PUBLISHED: Settings = (("peer.n_factors", 256), ("peer.n_negatives", 256), ("peer.validation", "given"))
+"""What the best published figures on Beauty were trained with, where it differs from the peers here: width, negatives, and
+no training event lost to early stopping (blondered/transformer_benchmark)."""
 BESIDE: Mapping[str, frozenset[str]] = {
     "headline": frozenset({"hstu", "tiger", *PEERS}),
     "longer": frozenset({"pinnerformer", "pinnerformer_next"}),
@@ -289,7 +292,12 @@ def _beauty(size: Size) -> list[Job]:
     readings = tuple(Reading(num_targets=1, drop_seen=dropped) for dropped in (True, False))
     models = [m for m in size.models if m == "uc" or m == "sasrec" or m == "popularity" or m.startswith("rectools/")]
     ways = {BEAUTY: STORED, BEAUTY_REFIT: REFIT, **dict.fromkeys(SHUFFLED, "ties shuffled")}
-    return [
+    if len(size.seeds) > 1:
+        run = _run(size, BEAUTY, PEERS[0], size.seeds[0], dict(AS_PUBLISHED))
+        wide = [Job("beauty", f"{PEERS[0]}, {PUBLISHED}", run, readings)]
+    else:
+        wide = []
+    return wide + [
         Job("beauty", f"{model}, {way}", run, readings)
         for world, way in ways.items()
         if world == BEAUTY or len(size.seeds) > 1

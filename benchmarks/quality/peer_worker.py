@@ -3,6 +3,7 @@
 Nothing of this project is imported here: the peers need numpy 1, the project numpy 2. Files in the folder given:
 
     train.parquet      user_id, item_id int64, place int64: a user's events in order
+    validation.parquet user_id of those whose last event there decides when to stop; without it the worker draws them
     histories.parquet  the same of the users to rank for
     peer.json          model, seed, epochs, patience, validation_users, depth, and the network's sizes
     top-dropped.parquet, top-all.parquet   written: user_id, item_id, rank (from 1), without and with seen items
@@ -82,7 +83,9 @@ def build(plan: dict[str, Any], folder: Path) -> Any:
     if plan["patience"]:
         # RecTools wants functions by their name, and what they are given apart.
         common["get_val_mask_func"] = validation_mask
-        common["get_val_mask_func_kwargs"] = {"num_users": plan["validation_users"], "seed": plan["seed"]}
+        common["get_val_mask_func_kwargs"] = {
+            "num_users": plan["validation_users"], "seed": plan["seed"], "folder": str(folder)
+        }  # fmt: skip
         common["get_trainer_func"] = trainer
         common["get_trainer_func_kwargs"] = {
             "epochs": plan["epochs"], "patience": plan["patience"], "folder": str(folder / "checkpoints")
@@ -100,12 +103,16 @@ def build(plan: dict[str, Any], folder: Path) -> Any:
     return models[plan["model"]]()
 
 
-def validation_mask(interactions: pd.DataFrame, num_users: int, seed: int) -> np.ndarray:
-    """The last training event of some training users, for early stopping: bool [rows]."""
+def validation_mask(interactions: pd.DataFrame, num_users: int, seed: int, folder: str) -> np.ndarray:
+    """The last event of the users that the folder names or of some, for early stopping: bool [rows]."""
     from rectools.models.nn.transformers.utils import leave_one_out_mask  # type: ignore[import-not-found]
 
-    users = interactions["user_id"].unique()
-    chosen = np.random.default_rng(seed).choice(users, size=min(num_users, len(users) // 10), replace=False)
+    named = Path(folder) / "validation.parquet"
+    if named.exists():
+        chosen = pd.read_parquet(named)["user_id"].to_numpy()
+    else:
+        users = interactions["user_id"].unique()
+        chosen = np.random.default_rng(seed).choice(users, size=min(num_users, len(users) // 10), replace=False)
     return np.asarray(leave_one_out_mask(interactions, chosen))
 
 

@@ -61,17 +61,28 @@ def is_installed() -> bool:
 
 
 def write_exchange(
-    folder: Path, dataset: Dataset, training: NDArray[np.bool_], users: list[HeldOut], plan: Mapping[str, Any]
+    folder: Path,
+    dataset: Dataset,
+    training: NDArray[np.bool_],
+    users: list[HeldOut],
+    plan: Mapping[str, Any],
+    validation: list[HeldOut] | None = None,
 ) -> None:
     """Write what the worker reads: the training events (bool [E] of the histories), the users' histories, the plan.
 
     Only target events are given, since the peers know no actions; users are numbered by their place in `users`.
+    `validation`: held out right after what is trained of these users, for early stopping; else the worker takes some
+    training events for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     h = dataset.histories
     is_target = dataset.target_outcomes >= 0
     of_user = np.repeat(h.user_ids, np.diff(h.offsets))
     rows = np.flatnonzero(training & is_target)
+    if validation is not None:
+        held_out = np.concatenate([user.targets for user in validation])
+        rows = np.sort(np.concatenate([rows, held_out]))
+        pq.write_table(pa.table({"user_id": of_user[held_out]}), folder / "validation.parquet")
     _write(folder / "train.parquet", of_user[rows], h.item_ids[rows], rows)
     kept = [u.start + np.flatnonzero(is_target[u.start : u.stop]) for u in users]
     places = np.concatenate([*kept, np.empty(0, np.int64)]).astype(np.int64)

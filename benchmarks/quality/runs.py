@@ -63,15 +63,15 @@ class _Rivals(NamedTuple):
     sequences: float
     """That our baselines see, by those that PinRec sees."""
     factors: int
-    """Width of a peer."""
+    """Width of a peer, where a run does not say otherwise."""
     negatives: int
     """Sampled ones of a peer."""
 
 
 _RIVALS = _Rivals(dropout=0.2, sequences=1.0, factors=128, negatives=64)
 _RIVALS_ON_BEAUTY = _Rivals(dropout=0.5, sequences=3.2, factors=64, negatives=128)
-"""The width is that of eSASRec's authors; on validation users our SASRec is as good with a dropout of .2. It gains for
-30 epochs, PinRec for 12: each trains for as long as it gains."""
+"""On validation users our SASRec is as good with a dropout of .2. It gains for 30 epochs, PinRec for 12: each trains for
+as long as it gains."""
 _PEER_PATIENCE = 10
 """Epochs without a better validation recall before a peer's training stops."""
 
@@ -159,7 +159,10 @@ class Runner:
         exchange = folder / "model"
         if not (exchange / "peer-metrics.json").exists():
             shutil.rmtree(exchange, ignore_errors=True)
-            peers.write_exchange(exchange, world.dataset, world.parts.train_events, world.parts.test, peer_plan(run))
+            given = validation_users(world) if dict(run.settings).get("peer.validation") == "given" else None
+            peers.write_exchange(
+                exchange, world.dataset, world.parts.train_events, world.parts.test, peer_plan(run), given
+            )
             self._store.note(run, peers.run_worker(exchange))
         for reading in readings:
             path = exchange / ("top-dropped.parquet" if reading.drop_seen else "top-all.parquet")
