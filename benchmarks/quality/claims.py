@@ -16,6 +16,7 @@ from benchmarks.quality.matrix import (
     LONGER,
     OUTCOMES,
     PEERS,
+    PUBLISHED,
     RETAILROCKET,
     STORED,
     Reading,
@@ -33,10 +34,10 @@ def judge(
     found: Gathered,
     latencies: list[Latency],
     speed: Mapping[str, Any],
-    coverage: Interval | None,
+    coverage: tuple[Interval, int] | None,
     older: Interval | None = None,
 ) -> list[Claim]:
-    """Every bar; what was not run has no verdict. `coverage`, `older`: mt_oc / oc, the recency bias.
+    """Every bar; what was not run has no verdict. `coverage` (with its seeds), `older`: mt_oc / oc, the recency bias.
 
     `older` is by how much more mt_oc finds of older interests than of all others.
     """
@@ -50,14 +51,7 @@ def judge(
         figure4(found, "retailrocket", RETAILROCKET),
         latency(latencies),
         *figure5(found),
-        _at_least("Two interleaved interests (synthetic): mt_oc / oc", "above 1, clear of it", coverage, 1.0, 1.0),
-        _at_least(
-            "Targets that only older interests explain (KuaiRand): mt_oc / oc, by their ratio in all other targets",
-            "above 1, clear of it",
-            older,
-            1.0,
-            1.0,
-        ),
+        *recency_bias(found, coverage, older),
         id_embedding(found),
         int8(found),
         training_speed(speed),
@@ -78,7 +72,15 @@ def surface_ratio(a: Arm | None, b: Arm | None, surface: str) -> Interval | None
     return a.surface_ratio(b, surface)
 
 
-def _at_least(name: str, bar: str, value: Interval | None, least: float, neutral: float) -> Claim:
+def seeds_of(*arms: Arm | None) -> str:
+    """How many seeds each side has, once where all have as many; empty if a side is missing."""
+    counts = [len(arm.results) for arm in arms if arm is not None]
+    return " / ".join(map(str, dict.fromkeys(counts))) if len(counts) == len(arms) else ""
+
+
+def _at_least(
+    name: str, bar: str, value: Interval | None, least: float, neutral: float, seeds: str = "", note: str = ""
+) -> Claim:
     """Holds if the mean reaches `least` and the interval lies above `neutral`, which means no effect.
 
     No verdict where the reference found nothing, so that the ratio is infinite.
@@ -86,7 +88,7 @@ def _at_least(name: str, bar: str, value: Interval | None, least: float, neutral
     if value is None or not math.isfinite(value.mean):
         return Claim(name, bar, None, None, "" if value is None else "the reference found nothing")
     cell: Cell = Gain(value) if neutral == 0.0 else value
-    return Claim(name, bar, cell, value.mean >= least and value.low > neutral)
+    return Claim(name, bar, cell, value.mean >= least and value.low > neutral, note, seeds)
 
 
 def sasrec_gate(found: Gathered) -> Claim:
@@ -97,28 +99,34 @@ def sasrec_gate(found: Gathered) -> Claim:
         return Claim(name, bar, None if ours is None else ours.on("any_hit"), None)
     own, other = ours.on("any_hit"), theirs.on("any_hit")
     meets = own.high >= other.low
-    return Claim(name, bar, own, own.mean >= 0.085 and meets, f"RecTools' SASRec: {shown(other)}")
+    note = f"RecTools' SASRec: {shown(other)}"
+    return Claim(name, bar, own, own.mean >= 0.085 and meets, note, seeds_of(ours, theirs))
 
 
 def strongest_peer(found: Gathered) -> list[Claim]:
     """PinRec uc with ids and titles against the best RecTools model in R@10 and in NDCG@10."""
     ours = found.arm("beauty", f"uc, {STORED}", BEAUTY_READING)
-    peers = {m: arm for m in PEERS if (arm := found.arm("beauty", f"{m}, {STORED}", BEAUTY_READING))}
+    labels = {f"{m}, {STORED}": m for m in PEERS} | {f"{PEERS[0]}, {PUBLISHED}": f"{PEERS[0]}, {PUBLISHED}"}
+    peers = {name: arm for label, name in labels.items() if (arm := found.arm("beauty", label, BEAUTY_READING))}
     names = ("PinRec uc / the best RecTools model, Beauty R@10", "The same, NDCG@10")
     if ours is None or not peers:
         return [Claim(name, ">= 1", None, None) for name in names]
     best = max(peers, key=lambda m: peers[m].on("any_hit").mean)
     recall = ratio(ours, peers[best])
     assert recall is not None
-    ndcg = {m: _mean(found.beside("beauty", f"{m}, {STORED}", BEAUTY_READING, "ndcg")) for m in ("uc", *peers)}
-    ahead = max(peers, key=lambda m: ndcg[m])
-    remark = f"{ahead}: {ndcg[ahead]:.4f}"
+    ndcg = {
+        name: _mean(found.beside("beauty", label, BEAUTY_READING, "ndcg"))
+        for label, name in {f"uc, {STORED}": "uc", **labels}.items()
+        if name == "uc" or name in peers
+    }
+    ahead = max(peers, key=lambda name: ndcg[name])
+    best_ndcg, of = f"{ahead}: {ndcg[ahead]:.4f}", seeds_of(ours, peers[ahead])
     peer = f"{best}: {shown(peers[best].on('any_hit'))}"
-    if lacking := [m for m in PEERS if m not in peers and f"{m}, {STORED}" in found.labels("beauty")]:
+    if lacking := [name for label, name in labels.items() if name not in peers and label in found.labels("beauty")]:
         peer += f"; not run: {', '.join(lacking)}"
     return [
-        Claim(names[0], ">= 1", recall, recall.mean >= 1.0, peer),
-        Claim(names[1], "at least theirs", f"{ndcg['uc']:.4f}", ndcg["uc"] >= ndcg[ahead], remark),
+        Claim(names[0], ">= 1", recall, recall.mean >= 1.0, peer, seeds_of(ours, peers[best])),
+        Claim(names[1], "at least theirs", f"{ndcg['uc']:.4f}", ndcg["uc"] >= ndcg[ahead], best_ndcg, of),
     ]
 
 
@@ -130,18 +138,20 @@ def table1(found: Gathered, group: str = "headline", how: str = "") -> list[Clai
     """The ratios of the paper's Table 1 in a group of runs; `how` ends the claims' names."""
     base = headline(HEADLINE)
     uc, oc, mt_oc = (found.arm(group, model, base) for model in ("uc", "oc", "mt_oc"))
-    first = _at_least(f"MT-OC / UC, KuaiRand{how}", ">= 1.11, clear of 1", ratio(mt_oc, uc), 1.11, 1.0)
-    beside = _one_list_as_long(found, group, mt_oc)
-    claims = [replace(first, note="; ".join(note for note in (first.note, beside) if note))]
-    for name in largest_surfaces(uc):
-        claims.append(
-            _at_least(f"MT-OC / UC on {name}{how}", ">= 1, clear of 1", surface_ratio(mt_oc, uc, name), 1.0, 1.0)
-        )
-    claims.append(_at_least(f"OC / UC, KuaiRand{how}", ">= 1.01, clear of 1", ratio(oc, uc), 1.01, 1.0))
+    of, beside = seeds_of(mt_oc, uc), _one_list_as_long(found, group, mt_oc)
+    claims = [
+        _at_least(f"MT-OC / UC, KuaiRand{how}", ">= 1.11, clear of 1", ratio(mt_oc, uc), 1.11, 1.0, of, beside),
+        *(
+            _at_least(f"MT-OC / UC on {name}{how}", ">= 1, clear of 1", surface_ratio(mt_oc, uc, name), 1.0, 1.0, of)
+            for name in largest_surfaces(uc)
+        ),
+        _at_least(f"OC / UC, KuaiRand{how}", ">= 1.01, clear of 1", ratio(oc, uc), 1.01, 1.0, seeds_of(oc, uc)),
+    ]
     for model in ("pinnerformer", "pinnerformer_next"):
         for reading in (base, many(HEADLINE)):
             name, other = f"UC / {model}, top {reading.k}{how}", found.arm(group, model, reading)
-            claims.append(_at_least(name, ">= 1.26, clear of 1", ratio(uc, other), 1.26, 1.0))
+            value, of = ratio(uc, other), seeds_of(uc, other)
+            claims.append(_at_least(name, ">= 1.26, clear of 1", value, 1.26, 1.0, of))
     return claims
 
 
@@ -193,7 +203,8 @@ def figure4(found: Gathered, group: str, world: str, how: str = "") -> Claim:
     if others:
         row, column = max(others, key=lambda pair: others[pair].mean)
         remark = f"{column} targets found, {row} asked for / {column} asked for: {shown(others[row, column])}"
-    return Claim(name, bar, said, below and all(lift.low > 0 for lift in lifts.values()), remark)
+    holds = below and all(lift.low > 0 for lift in lifts.values())
+    return Claim(name, bar, said, holds, remark, seeds_of(*matrix.desired.values(), matrix.reference))
 
 
 def latency(latencies: list[Latency]) -> Claim:
@@ -219,8 +230,21 @@ def figure5(found: Gathered) -> list[Claim]:
     for name, field, least in (("recall", "any_hit", 0.16), ("unique", "unique_within", 0.21)):
         gain = None if many_a_step is None or one is None else many_a_step.gain(one, field).value
         bar = f">= +{100 * least:.0f} %, clear of 0"
-        claims.append(_at_least(f"Figure 5: {name} of 1 x 16 against 16 x 1", bar, gain, least, 0.0))
+        claim = f"Figure 5: {name} of 1 x 16 against 16 x 1"
+        claims.append(_at_least(claim, bar, gain, least, 0.0, seeds_of(many_a_step, one)))
     return claims
+
+
+def recency_bias(found: Gathered, coverage: tuple[Interval, int] | None, older: Interval | None) -> list[Claim]:
+    """Whether mt_oc serves older interests better than oc does."""
+    bar = "above 1, clear of it"
+    planted, seeds = coverage or (None, "")
+    arms = [found.arm("headline", model, headline(HEADLINE)) for model in ("mt_oc", "oc")]
+    older_name = "Targets that only older interests explain (KuaiRand): mt_oc / oc, by their ratio in all other targets"
+    return [
+        _at_least("Two interleaved interests (synthetic): mt_oc / oc", bar, planted, 1.0, 1.0, str(seeds)),
+        _at_least(older_name, bar, older, 1.0, 1.0, seeds_of(*arms)),
+    ]
 
 
 def id_embedding(found: Gathered) -> Claim:
@@ -229,10 +253,11 @@ def id_embedding(found: Gathered) -> Claim:
     both, content = found.arm("headline", "mt_oc", base), found.arm("ablations", "ID embedding off", base)
     value = ratio(both, content)
     gain = None if value is None else value.minus(1.0)
-    claim = _at_least("ID embedding over content only, mt_oc, KuaiRand", ">= +14 %, clear of 0", gain, 0.14, 0.0)
+    name, bar = "ID embedding over content only, mt_oc, KuaiRand", ">= +14 %, clear of 0"
     if both is None or content is None:
-        return claim
-    return replace(claim, note=f"of the share of targets: {shown(both.gain(content, 'target_share'))}")
+        return Claim(name, bar, None, None)
+    note = f"of the share of targets: {shown(both.gain(content, 'target_share'))}"
+    return _at_least(name, bar, gain, 0.14, 0.0, seeds_of(both, content), note)
 
 
 def int8(found: Gathered) -> Claim:
@@ -246,7 +271,8 @@ def int8(found: Gathered) -> Claim:
     # Half a percent is less than seeds differ by: only the same models tell.
     if value is None or served is None or exactly is None or len(served.results) != len(exactly.results):
         return Claim(name, bar, None, None)
-    return Claim(name, bar, Gain(value.minus(1.0)), abs(value.mean - 1.0) <= 0.005)
+    holds = abs(value.mean - 1.0) <= 0.005
+    return Claim(name, bar, Gain(value.minus(1.0)), holds, seeds=seeds_of(served, exactly))
 
 
 def training_speed(speed: Mapping[str, Any]) -> Claim:

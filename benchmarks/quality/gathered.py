@@ -32,7 +32,9 @@ class Gathered:
         if not jobs:
             return None
         results = tuple(self._store.load(job.run, reading) for job in jobs)
-        return Arm(name or label, results, tuple(job.run.key for job in jobs), tuple(job.run.seed for job in jobs))
+        keys, seeds = zip(*((job.run.key, job.run.seed) for job in jobs), strict=True)
+        commits = tuple(dict.fromkeys(self.made_by(job) for job in jobs))
+        return Arm(name or label, results, keys, seeds, commits)
 
     def beside(self, group: str, label: str, reading: Reading, name: str) -> list[float]:
         """A measurement kept beside a reading, one for each seed that has it."""

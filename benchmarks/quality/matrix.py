@@ -44,8 +44,8 @@ PEER_KEYS = ("num_layers", "num_heads", "max_history")
 """Of a base configuration's model: what a peer has in common with it."""
 PEERS = ("rectools/sasrec", "rectools/esasrec", "rectools/bert4rec", "rectools/hstu")
 AS_PUBLISHED: Settings = (("peer.n_factors", 256), ("peer.n_negatives", 256), ("peer.validation", "given"))
-"""What the best published figures on Beauty were trained with, where it differs from the peers here: width, negatives, and
-no training event lost to early stopping (blondered/transformer_benchmark)."""
+"""What published figures on Beauty were trained with and other peers here are not: width, negatives, no training event
+lost to early stopping (blondered/transformer_benchmark)."""
 BESIDE: Mapping[str, frozenset[str]] = {
     "headline": frozenset({"hstu", "tiger", *PEERS}),
     "longer": frozenset({"pinnerformer", "pinnerformer_next"}),

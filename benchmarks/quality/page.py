@@ -24,8 +24,19 @@ from benchmarks.quality.matrix import (
     headline,
 )
 from pinrec_core.eval.bootstrap import Interval, Weighted, interval, ratio_of_ratios
-from pinrec_core.eval.report import Cell, Provenance, Report, Sample, Section, Table, shown, write_report
-from pinrec_core.eval.sections import Ablations, Arm, Breakdown, Claim, Claims, Comparison, Facts, StepSweep, SweepPoint
+from pinrec_core.eval.report import Cell, Provenance, Report, Section, Table, shown, write_report
+from pinrec_core.eval.sections import (
+    Ablations,
+    Arm,
+    Breakdown,
+    Claim,
+    Claims,
+    Comparison,
+    Facts,
+    StepSweep,
+    SweepPoint,
+    sample_of,
+)
 
 _COMPARISONS = (
     ("headline", HEADLINE, HEADLINE),
@@ -110,7 +121,8 @@ def _claims_note(found: Gathered) -> str:
 
 def verdicts_of(found: Gathered, measured: Measured) -> list[Claim]:
     """Every claim on what there is."""
-    coverage, older = coverage_ratio(measured), older_ratio(found, measured)
+    ratio, older = coverage_ratio(measured), older_ratio(found, measured)
+    coverage = None if ratio is None else (ratio, len(measured.coverage))
     return judge(found, measured.latencies, measured.speed, coverage, older)
 
 
@@ -182,7 +194,11 @@ def served(found: Gathered) -> Section | None:
         if all(values):
             rows.append((label, *(float(np.mean(of)) for of in values)))
     note = "mt_oc; k x Delta places a user, no item twice, similar embeddings merged. Means over seeds."
-    return Facts("Compression", (Table("", ("", *_SERVED.values()), tuple(rows)),), note) if rows else None
+    if not rows:
+        return None
+    plain = found.arm("headline", "mt_oc", headline(HEADLINE))
+    of = None if plain is None else sample_of(HEADLINE, [plain])
+    return Facts("Compression", (Table("", ("", *_SERVED.values()), tuple(rows)),), note, of)
 
 
 def beauty(found: Gathered) -> Section | None:
@@ -206,12 +222,12 @@ def beauty(found: Gathered) -> Section | None:
         "One target a user. Times are days, so that the last two items of many users tie: as stored, and shuffled. "
         "Validation items trained: those of nine users in ten, which is more than published figures are trained on. "
         "Published: SASRec with cross-entropy .0810-.0859 / .0457-.0503; with sampled softmax .0921 / .0531, eSASRec "
-        ".0928 / .0523 (blondered/transformer_benchmark; 256 negatives, histories of 50, up to 200 epochs, where "
-        "RecTools' models here have 128, 20 and 100)."
+        ".0928 / .0523 (blondered/transformer_benchmark; 256 wide, 256 negatives, histories of 50, up to 200 epochs, "
+        "where RecTools' models here have 64, 128, 20 and 100; the row of published sizes has 256, 256, 20 and 100)."
     )
-    users, seeds = max((both[0].users, len(both[0].results)) for both in arms.values())
     header = ("model", "seeds or shuffles", "R@10", "NDCG@10", "R@10, seen kept", "NDCG@10, seen kept")
-    return Facts("Amazon Beauty", (Table("", header, rows),), note, Sample("amazon-beauty", users, seeds))
+    return Facts("Amazon Beauty", (Table("", header, rows),), note,
+                 sample_of("amazon-beauty", [both[0] for both in arms.values()]))  # fmt: skip
 
 
 def coverage_ratio(measured: Measured) -> Interval | None:
@@ -265,7 +281,8 @@ def recency(found: Gathered, measured: Measured) -> Section | None:
             )
         )
     note = "Older: before the newest 4 events. Explained: content alike, cosine of .5 and more."
-    return Facts("Recency bias", tuple(tables), note) if tables else None
+    of = sample_of(HEADLINE, arms) if arms else None
+    return Facts("Recency bias", tuple(tables), note, of) if tables else None
 
 
 def _share(arm: Arm, mask: NDArray[np.bool_]) -> Interval:

@@ -70,8 +70,8 @@ class _Rivals(NamedTuple):
 
 _RIVALS = _Rivals(dropout=0.2, sequences=1.0, factors=128, negatives=64)
 _RIVALS_ON_BEAUTY = _Rivals(dropout=0.5, sequences=3.2, factors=64, negatives=128)
-"""On validation users our SASRec is as good with a dropout of .2. It gains for 30 epochs, PinRec for 12: each trains for
-as long as it gains."""
+"""On validation users our SASRec is as good with a dropout of .2. It gains for 30 epochs, PinRec for 12: each trains
+for as long as it gains."""
 _PEER_PATIENCE = 10
 """Epochs without a better validation recall before a peer's training stops."""
 

@@ -33,6 +33,9 @@ class NameColumn:
         return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), pa.array(self.names, pa.string()))
 
 
+LATEST_MS = 7_258_118_400_000
+"""The start of the year 2200: a time after it is in another unit."""
+
 Column: TypeAlias = NDArray[Any] | NameColumn | pa.Array
 
 
@@ -74,7 +77,11 @@ class FolderWriter:
         return self._staging
 
     def events(self, **columns: Column) -> None:
-        """Append a row group to events.parquet; every call names the same columns."""
+        """Append a row group to events.parquet; every call names the same columns.
+
+        Raises InvalidData for times before 1970 or after 2200.
+        """
+        _refuse_times(np.asarray(columns["timestamp_ms"]))
         self._append("events", columns)
 
     def items(self, **columns: Column) -> None:
@@ -89,6 +96,13 @@ class FolderWriter:
                 self._staging / f"{name}.parquet", table.schema, compression="zstd", store_schema=False
             )
         self._writers[name].write_table(table)
+
+
+def _refuse_times(times_ms: NDArray[np.int64]) -> None:
+    """A log in the wrong unit of time would train, and tell the model of days that were none."""
+    wrong = times_ms[(times_ms < 0) | (times_ms >= LATEST_MS)]
+    if len(wrong):
+        raise InvalidData(f"column timestamp_ms: has value {wrong[0]}; allowed: 0 to {LATEST_MS:,} ms (the year 2200)")
 
 
 def _to_arrow(column: Column) -> pa.Array:

@@ -68,6 +68,8 @@ class Sample:
     seeds: int
     command: str = ""
     """How to make these figures, where it is not the report's own command."""
+    commits: tuple[str, ...] = ()
+    """That trained the models, where it is not the report's own."""
 
 
 class Section(Protocol):
@@ -190,9 +192,10 @@ def _section(section: Section, tables: list[Table], plots: list[Path], made: Pro
     parts += [table.markdown() for table in tables]
     if sample := section.sample():
         seeds = "1 seed" if sample.seeds == 1 else f"{sample.seeds} seeds"
+        trained = f"models of {', '.join(sample.commits)}; page of" if sample.commits else "commit"
         parts.append(
             f"<sub>{sample.dataset}; {sample.users:,} users; {seeds}; {100 * CONFIDENCE:.0f} % intervals; "
-            f"`{sample.command or made.command}`; commit {made.commit}; {made.hardware}</sub>\n"
+            f"`{sample.command or made.command}`; {trained} {made.commit}; {made.hardware}</sub>\n"
         )
     return "\n".join(parts)
 

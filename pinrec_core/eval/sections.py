@@ -33,6 +33,8 @@ class Arm:
     """Names of the trained models, one a seed; arms that read the same ones in other ways are compared seed by seed."""
     seeds: tuple[int, ...] = ()
     """Of the results, where it is known."""
+    commits: tuple[str, ...] = ()
+    """That trained the models, where it is known."""
 
     def __post_init__(self) -> None:
         first = self.results[0].user_ids
@@ -115,7 +117,7 @@ class Comparison:
 
     def sample(self) -> Sample:
         """Of the arm with the most seeds."""
-        return _sample(self.dataset, self.arms, self.command)
+        return sample_of(self.dataset, self.arms, self.command)
 
     def tables(self) -> list[Table]:
         """Eq. 6, its ratios, and the other readings."""
@@ -186,7 +188,7 @@ class Breakdown:
 
     def sample(self) -> Sample:
         """Of the arm with the most seeds."""
-        return _sample(self.dataset, self.arms, self.command)
+        return sample_of(self.dataset, self.arms, self.command)
 
     def tables(self) -> list[Table]:
         """One a way of looking; the last only where training counts are known."""
@@ -228,7 +230,7 @@ class OutcomeMatrix:
 
     def sample(self) -> Sample:
         """Of the arm with the most seeds."""
-        return _sample(self.dataset, tuple(self.desired.values()), self.command)
+        return sample_of(self.dataset, tuple(self.desired.values()), self.command)
 
     def outcomes(self) -> list[str]:
         """Desired ones with enough targets, in the order given."""
@@ -315,7 +317,7 @@ class StepSweep:
 
     def sample(self) -> Sample:
         """Of the arm with the most seeds."""
-        return _sample(self.dataset, tuple(point.arm for point in self.points), self.command)
+        return sample_of(self.dataset, tuple(point.arm for point in self.points), self.command)
 
     def tables(self) -> list[Table]:
         """A row a point."""
@@ -360,7 +362,7 @@ class Ablations:
 
     def sample(self) -> Sample:
         """Of the arm with the most seeds."""
-        return _sample(self.dataset, (self.reference, *self.arms), self.command)
+        return sample_of(self.dataset, (self.reference, *self.arms), self.command)
 
     def tables(self) -> list[Table]:
         """A row a change; the first row is what is changed."""
@@ -401,6 +403,8 @@ class Claim:
     holds: bool | None
     """None = not measured."""
     note: str = ""
+    seeds: str = ""
+    """That it rests on: one number, or those of both sides of a ratio."""
 
 
 @dataclass(frozen=True)
@@ -418,8 +422,8 @@ class Claims:
     def tables(self) -> list[Table]:
         """A row a claim."""
         words = {True: "holds", False: "**does not hold**", None: "not measured"}
-        rows = tuple((claim.name, claim.bar, claim.found, words[claim.holds], claim.note) for claim in self.claims)
-        return [Table("", ("claim", "bar", "found", "verdict", "remark"), rows)]
+        rows = tuple((c.name, c.bar, c.found, words[c.holds], c.seeds, c.note) for c in self.claims)
+        return [Table("", ("claim", "bar", "found", "verdict", "seeds", "remark"), rows)]
 
     def draw(self, stem: Path) -> list[Path]:
         """Nothing."""
@@ -448,8 +452,10 @@ class Facts:
         return []
 
 
-def _sample(dataset: str, arms: Sequence[Arm], command: str) -> Sample:
-    return Sample(dataset, arms[0].users, max(len(arm.results) for arm in arms), command)
+def sample_of(dataset: str, arms: Sequence[Arm], command: str = "") -> Sample:
+    """What figures of these arms rest on."""
+    commits = tuple(sorted({commit[:8] for arm in arms for commit in arm.commits if commit}))
+    return Sample(dataset, arms[0].users, max(len(arm.results) for arm in arms), command, commits)
 
 
 def _row(arm: Arm, cells: Iterable[Cell]) -> tuple[Cell, ...]:

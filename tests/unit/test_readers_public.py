@@ -396,9 +396,22 @@ def test_a_dat_line_without_its_fields_is_named(tmp_path):
     with pytest.raises(InvalidData, match=r"tags\.dat: .*late"):
         movielens.convert(source, tmp_path / "log")
     (source / "ratings.dat").write_text("1::10::1::5\n")
+    (source / "tags.dat").write_text("1::10::ok::1\n")  # searches alone
+    with pytest.raises(InvalidData, match="holds no event that this reader keeps"):
+        movielens.convert(source, tmp_path / "log")
     (source / "tags.dat").unlink()
     with pytest.raises(InvalidData, match="holds no event that this reader keeps"):
         movielens.convert(source, tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("seconds", [-5, 978_300_760_000])
+def test_times_in_another_unit_are_refused(tmp_path, seconds):
+    source = movielens_dat(tmp_path / "ml-10M100K", tags=False)
+    (source / "ratings.dat").write_text(f"1::10::5::{seconds}\n")
+    with pytest.raises(InvalidData, match=rf"timestamp_ms: has value {seconds}000; allowed: 0 to 7,258"):
+        movielens.convert(source, tmp_path / "log")
+    assert not (tmp_path / "log").exists()
 
 
 # Verbs

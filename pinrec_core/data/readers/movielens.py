@@ -68,7 +68,7 @@ def convert(source: Path, folder: Path, name: str | None = None, progress: bool 
             sorter.add(_row_table(batch, pa.nulls(len(batch), pa.int32()), batch["tag"].fill_null("")))
         for table in sorter.tables():
             writer.events(**counts.columns(table))
-    return refuse_empty(source, counts.summary(len(movies)))
+        return refuse_empty(source, counts.summary(len(movies)))
 
 
 def _refuse_stars(path: Path, stars: NDArray[np.float64]) -> None:

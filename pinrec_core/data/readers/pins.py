@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pinrec_core.data.readers.summary import ReadSummary
 from pinrec_core.data.writer import Column, FolderWriter, NameColumn
 from pinrec_core.errors import InvalidData
-from pinrec_core.schema import ITEM_TYPE_NAMES, ItemType
+from pinrec_core.schema import ITEM_TYPE_NAMES, SEARCH_ACTION, ItemType
 
 
 def pins(count: int) -> NameColumn:
@@ -59,7 +59,7 @@ class Ids:
 
 
 def refuse_empty(source: Path, summary: ReadSummary) -> ReadSummary:
-    """The summary. Raises InvalidData if no event was written."""
-    if not sum(summary.events.values()):
+    """The summary. Raises InvalidData if no engagement was written: searches alone train nothing."""
+    if not sum(count for action, count in summary.events.items() if action != SEARCH_ACTION):
         raise InvalidData(f"{source} holds no event that this reader keeps")
     return summary
