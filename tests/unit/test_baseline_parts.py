@@ -1,6 +1,7 @@
 """Parts of the baselines, worked by hand: losses, runs, neighbours, semantic ids and beam search."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_with_all_items_as_negatives_the_loss_is_the_full_cross_entropy():
     columns, lengths = torch.tensor([[3, 1, 4, 1], [5, 2, 0, 0]]), torch.tensor([4, 2])
     every = torch.arange(9)
     real = torch.tensor([[True, True, True], [True, False, False]])
-    queries, targets = model.queries(columns[:, :-1])[real], columns[:, 1:][real]
+    queries, targets = model.queries(columns[:, :-1], lengths - 1)[real], columns[:, 1:][real]
     vectors = model.item_vectors(every)
     expected = sampled_loss(queries, vectors[targets], targets, vectors, every)
     model.num_negatives = 0
@@ -74,10 +75,20 @@ def test_sasrec_is_causal_and_reads_the_order(block):
     model = SASRecModel(SMALL, 9, block).eval()
     torch.nn.init.normal_(model.items.weight)
     with torch.no_grad():
-        first, changed, swapped = (model.queries(torch.tensor([run])) for run in ([1, 2, 3], [1, 2, 8], [2, 1, 3]))
+        runs, length = ([1, 2, 3], [1, 2, 8], [2, 1, 3]), torch.tensor([3])
+        first, changed, swapped = (model.queries(torch.tensor([run]), length) for run in runs)
     torch.testing.assert_close(changed[:, :2], first[:, :2])
     assert not torch.allclose(changed[:, 2], first[:, 2], atol=1e-4)
     assert not torch.allclose(swapped[:, 2], first[:, 2], atol=1e-6)
+
+
+def test_sasrec_counts_positions_back_from_the_end():
+    model = SASRecModel(replace(SMALL, max_history=5), 9)
+    asked = []
+    model.decoder.positions.register_forward_pre_hook(lambda _, args: asked.append(args[0]))
+    model.queries(torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1]))
+    assert asked[0][0].tolist() == [2, 3, 4]
+    assert asked[0][1, 0] == 4
 
 
 def test_the_two_towers_forget_the_order_and_use_content():
@@ -85,7 +96,7 @@ def test_the_two_towers_forget_the_order_and_use_content():
     content = torch.randn(9, 3)
     model = TwoTowerModel(SMALL, content).eval()
     with torch.no_grad():
-        first, swapped = (model.queries(torch.tensor([run])) for run in ([1, 2, 3], [2, 1, 3]))
+        first, swapped = (model.queries(torch.tensor([run]), torch.tensor([3])) for run in ([1, 2, 3], [2, 1, 3]))
         items = model.item_vectors(torch.arange(9))
         model.content += 1.0
         moved = model.item_vectors(torch.arange(9))

@@ -30,8 +30,8 @@ class NextItemModel(nn.Module, ABC):
         self.num_negatives = num_negatives
 
     @abstractmethod
-    def queries(self, columns: Tensor) -> Tensor:
-        """int64 [B, T], right-padded -> [B, T, D]; a query sees the events up to its own."""
+    def queries(self, columns: Tensor, lengths: Tensor) -> Tensor:
+        """int64 [B, T], right-padded, and lengths int64 [B] -> [B, T, D]; a query sees the events up to its own."""
 
     @abstractmethod
     def item_vectors(self, columns: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class NextItemModel(nn.Module, ABC):
     def loss(self, columns: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
         """Cross-entropy of each next item against uniform negatives, or against all N: scalar."""
         real = torch.arange(1, columns.size(1), device=columns.device) < lengths[:, None]  # [B, T - 1]
-        queries = self.queries(columns[:, :-1])[real]  # [R, D]
+        queries = self.queries(columns[:, :-1], lengths - 1)[real]  # [R, D]
         targets = columns[:, 1:][real]  # [R]
         if not 0 < self.num_negatives < self.num_items:
             every = torch.arange(self.num_items, device=columns.device)
@@ -133,7 +133,8 @@ class OneVectorScorer:
         """Queries float32 [U, 1, D + 1], and bool [U, 1]: all true."""
         columns, lengths = pad(latest_targets(self._dataset, self._corpus, users, self._config.max_history))
         last = (lengths - 1).clamp_min(0)
-        queries = self._model.queries(columns.to(self._config.device))[torch.arange(len(users)), last]  # [U, D]
+        of_events = self._model.queries(columns.to(self._config.device), lengths.to(self._config.device))  # [U, T, D]
+        queries = of_events[torch.arange(len(users)), last]  # [U, D]
         is_new = (lengths == 0).to(queries)[:, None]  # [U, 1]
         queries = torch.cat([queries * (1 - is_new), is_new], dim=1)
         return queries[:, None], torch.ones(len(users), 1, dtype=torch.bool, device=queries.device)

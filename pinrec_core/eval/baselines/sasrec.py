@@ -35,12 +35,18 @@ class SASRecModel(NextItemModel):
             dropout=config.dropout,
             block=block,
         )
+        self.longest = config.max_history
         self.decoder = Decoder(decoder, config.max_history)
         nn.init.normal_(self.items.weight, std=0.02)
 
-    def queries(self, columns: Tensor) -> Tensor:
-        """int64 [B, T] -> [B, T, D]."""
-        positions = torch.arange(columns.size(1), device=columns.device)
+    def queries(self, columns: Tensor, lengths: Tensor) -> Tensor:
+        """int64 [B, T], lengths int64 [B] -> [B, T, D].
+
+        Positions count back from a sequence's end, as the paper's padding on the left has it: the last event of a user
+        is where the last events of all others were trained.
+        """
+        back = lengths[:, None] - torch.arange(columns.size(1), device=columns.device)  # 1 = last, < 1 = padding
+        positions = (self.longest - back).clamp(0, self.longest - 1)  # [B, T]
         return self.decoder(self.items(columns), positions)  # type: ignore[no-any-return]
 
     def item_vectors(self, columns: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class TwoTowerModel(NextItemModel):
         for table in (self.ids, self.history_ids):
             nn.init.normal_(table.weight, std=1 / math.sqrt(config.dim))
 
-    def queries(self, columns: Tensor) -> Tensor:
+    def queries(self, columns: Tensor, lengths: Tensor) -> Tensor:
         """int64 [B, T] -> [B, T, D]: the user tower on the mean over the events so far."""
         events = self.dropout(self._features(self.history_ids, columns))  # [B, T, D + D_sem]
         counts = torch.arange(1, columns.size(1) + 1, device=columns.device)
