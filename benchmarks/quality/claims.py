@@ -105,28 +105,24 @@ def sasrec_gate(found: Gathered) -> Claim:
 
 def strongest_peer(found: Gathered) -> list[Claim]:
     """PinRec uc with ids and titles against the best RecTools model in R@10 and in NDCG@10."""
-    ours = found.arm("beauty", f"uc, {STORED}", BEAUTY_READING)
-    labels = {f"{m}, {STORED}": m for m in PEERS} | {f"{PEERS[0]}, {PUBLISHED}": f"{PEERS[0]}, {PUBLISHED}"}
-    peers = {name: arm for label, name in labels.items() if (arm := found.arm("beauty", label, BEAUTY_READING))}
+    own, rows = f"uc, {STORED}", [*(f"{m}, {STORED}" for m in PEERS), f"{PEERS[0]}, {PUBLISHED}"]
+    ours = found.arm("beauty", own, BEAUTY_READING)
+    peers = {row: arm for row in rows if (arm := found.arm("beauty", row, BEAUTY_READING))}
     names = ("PinRec uc / the best RecTools model, Beauty R@10", "The same, NDCG@10")
     if ours is None or not peers:
         return [Claim(name, ">= 1", None, None) for name in names]
-    best = max(peers, key=lambda m: peers[m].on("any_hit").mean)
+    best = max(peers, key=lambda row: peers[row].on("any_hit").mean)
     recall = ratio(ours, peers[best])
     assert recall is not None
-    ndcg = {
-        name: _mean(found.beside("beauty", label, BEAUTY_READING, "ndcg"))
-        for label, name in {f"uc, {STORED}": "uc", **labels}.items()
-        if name == "uc" or name in peers
-    }
-    ahead = max(peers, key=lambda name: ndcg[name])
+    ndcg = {row: _mean(found.beside("beauty", row, BEAUTY_READING, "ndcg")) for row in (own, *peers)}
+    ahead = max(peers, key=lambda row: ndcg[row])
     best_ndcg, of = f"{ahead}: {ndcg[ahead]:.4f}", seeds_of(ours, peers[ahead])
     peer = f"{best}: {shown(peers[best].on('any_hit'))}"
-    if lacking := [name for label, name in labels.items() if name not in peers and label in found.labels("beauty")]:
+    if lacking := [row for row in rows if row not in peers and row in found.labels("beauty")]:
         peer += f"; not run: {', '.join(lacking)}"
     return [
         Claim(names[0], ">= 1", recall, recall.mean >= 1.0, peer, seeds_of(ours, peers[best])),
-        Claim(names[1], "at least theirs", f"{ndcg['uc']:.4f}", ndcg["uc"] >= ndcg[ahead], best_ndcg, of),
+        Claim(names[1], "at least theirs", f"{ndcg[own]:.4f}", ndcg[own] >= ndcg[ahead], best_ndcg, of),
     ]
 
 

@@ -454,7 +454,7 @@ class Facts:
 
 def sample_of(dataset: str, arms: Sequence[Arm], command: str = "") -> Sample:
     """What figures of these arms rest on."""
-    commits = tuple(sorted({commit[:8] for arm in arms for commit in arm.commits if commit}))
+    commits = tuple(sorted({commit for arm in arms for commit in arm.commits if commit}))
     return Sample(dataset, arms[0].users, max(len(arm.results) for arm in arms), command, commits)
 
 
