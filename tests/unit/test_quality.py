@@ -42,7 +42,7 @@ from pinrec_core.data.dataset import Dataset
 from pinrec_core.data.histories import Histories
 from pinrec_core.errors import InvalidConfig
 from pinrec_core.eval.evaluate import Corpus, HeldOut, measure_users
-from pinrec_core.eval.protocols import disjoint_users
+from pinrec_core.eval.protocols import disjoint_users, leave_one_out
 from pinrec_core.eval.results import UserResults
 from pinrec_core.model.pinrec import PinRec
 from pinrec_core.release import ItemTable
@@ -321,6 +321,18 @@ def test_peers_train_on_training_events_alone(tmp_path):
     ]
     assert rows == dataset.histories.item_ids[first.start : first.stop].tolist()
     assert json.loads((tmp_path / "peer.json").read_text()) == {"model": "sasrec"}
+    assert not (tmp_path / "validation.parquet").exists()
+
+
+def test_a_peer_may_be_given_what_is_held_out_for_validation_and_nothing_tested(tmp_path):
+    dataset = dataset_of([1, 2, 3, 4], [5, 6, 7, 8, 9])
+    parts = leave_one_out(dataset)
+    peers.write_exchange(tmp_path, dataset, parts.train_events, parts.test, {}, parts.validation[1:])
+    train, validation = (pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in ("train", "validation"))
+    first, second = dataset.histories.user_ids.tolist()
+    assert validation == {"user_id": [second]}
+    assert train["user_id"] == [first] * 2 + [second] * 4
+    assert train["item_id"] == [1, 2, 5, 6, 7, 8]  # 3 is held out and not given, 4 and 9 are tested
 
 
 def test_ranks_of_a_peer_are_counted_as_scores(tmp_path):
@@ -455,6 +467,7 @@ def test_verdicts_follow_the_planted_results(planted):
     verdicts = {name: claim.holds for name, claim in judged.items()}
     assert verdicts["MT-OC / UC, KuaiRand"] is True
     assert "one list of 80: 0.287" in judged["MT-OC / UC, KuaiRand"].note  # what the ratio does not say
+    assert judged["MT-OC / UC, KuaiRand"].seeds == "2"
     assert verdicts["OC / UC, KuaiRand"] is True
     assert verdicts["MT-OC / UC on tab_1"] is True
     assert verdicts["UC / pinnerformer, top 80"] is False  # planted alike
