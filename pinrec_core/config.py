@@ -50,14 +50,20 @@ class ModelConfig:
     """Rows of each hash table (num_hashes tables)."""
     hash_dim: int = 32
     """Width of a hash table's row."""
+    id_layers: int = 2
+    """Fully connected layers between a hash table's rows and the ID embedding (1 to 3; the paper's is an MLP)."""
     embedder_layers: int = 2
-    """Fully connected layers of an item embedder (2 or 3)."""
+    """Fully connected layers of an item embedder (1 to 3; the paper has 2 or 3). With one here and in the ID embedder an
+    item's vector is a linear map of its content and table rows, as good as free: better where there are too few events
+    an item to learn more."""
     head_layers: int = 2
+    """Fully connected layers of the output head; with one, Phi is added to the hidden state."""
     skips: bool = False
-    """Whether the MLPs of item embedders, ID embedding and output head get a linear path beside them (not the paper's).
+    """Whether the MLPs of item embedders, ID embedder and output head get a linear path beside them (not the paper's).
 
     At first an item is then the sum of its content and its table rows, and what is predicted is the item before; the
-    MLPs start at 0. Worth having where there are few events an item: nothing has to be learned before items are alike.
+    MLPs start at 0; what has one layer is that path. Worth having where there are few events an item: nothing has to be
+    learned before items are alike.
     """
     max_history: int = 100
     """Longest history, in events; the start token does not count."""
@@ -221,7 +227,7 @@ _LEAST: dict[str, dict[str, float]] = {
     "data": {"content_dim": 1, "min_history": 1, "test_share": 0, "validation_share": 0, "split_seed": 0},
     "model": {
         "num_layers": 1, "num_heads": 1, "hidden_dim": 1, "embedding_dim": 1, "id_dim": 1, "num_hashes": 1,
-        "hash_rows": 1, "hash_dim": 1, "max_history": 1, "dropout": 0,
+        "hash_rows": 1, "hash_dim": 1, "head_layers": 1, "max_history": 1, "dropout": 0,
     },
     "targets": {"offsets_per_position": 1, "window_size": 1},
     "train": {
@@ -249,8 +255,8 @@ def _check(config: Config) -> None:
     rules: list[tuple[bool, str, object, str]] = [
         (m.hidden_dim % m.num_heads == 0, "model.hidden_dim", m.hidden_dim, f"a multiple of num_heads = {m.num_heads}"),
         (m.use_content or m.use_ids, "model.use_content", m.use_content, "true when use_ids is false"),
-        (m.head_layers >= 2, "model.head_layers", m.head_layers, "at least 2"),
-        (m.embedder_layers in (2, 3), "model.embedder_layers", m.embedder_layers, "2 or 3"),
+        (1 <= m.id_layers <= 3, "model.id_layers", m.id_layers, "1 to 3"),
+        (1 <= m.embedder_layers <= 3, "model.embedder_layers", m.embedder_layers, "1 to 3"),
         (m.variant == "mt_oc" or g.offsets_per_step == 1, "generate.offsets_per_step", g.offsets_per_step,
          f"1 for variant {m.variant}"),
         (m.dropout < 1.0, "model.dropout", m.dropout, "below 1"),

@@ -29,12 +29,13 @@ RETAILROCKET = "retailrocket"
 BEAUTY = "beauty"
 BEAUTY_REFIT = "beauty-refit"
 """The same where the validation items of nine users in ten are trained."""
-SHUFFLED = ("beauty-shuffled-0", "beauty-shuffled-1", "beauty-shuffled-2")
-NUM_TARGETS = {HEADLINE: 8, STRICT: 4, RETAILROCKET: 8, BEAUTY: 1, BEAUTY_REFIT: 1, **dict.fromkeys(SHUFFLED, 1)}
+BEAUTY_SHUFFLED = "beauty-shuffled"
+"""The same with the events of a user's day in another order: times are days."""
+NUM_TARGETS = {HEADLINE: 8, STRICT: 4, RETAILROCKET: 8, BEAUTY: 1, BEAUTY_REFIT: 1, BEAUTY_SHUFFLED: 1}
 """Delta of each world's protocol."""
 KEEPS_SEEN = frozenset({RETAILROCKET})
 """Worlds whose users come back to what they have seen, to buy it: there the headline reading drops nothing."""
-STORED, PUBLISHED, REFIT = "ties as stored", "published sizes", "validation items trained"
+STORED, ANEW, PUBLISHED, REFIT = "ties as stored", "ties shuffled", "published sizes", "validation items trained"
 """How rows of Beauty are told apart."""
 VARIANTS = ("uc", "oc", "mt_oc")
 OUTCOMES = {HEADLINE: ("like", "long_view", "click"), RETAILROCKET: ("buy", "cart", "view")}
@@ -46,6 +47,14 @@ PEERS = ("rectools/sasrec", "rectools/esasrec", "rectools/bert4rec", "rectools/h
 AS_PUBLISHED: Settings = (("peer.n_factors", 256), ("peer.n_negatives", 256), ("peer.validation", "given"))
 """What published figures on Beauty were trained with and other peers here are not: width, negatives, no training event
 lost to early stopping (blondered/transformer_benchmark)."""
+ONE_LAYER: Mapping[str, Scalar] = {
+    "model.skips": True, "model.id_layers": 1, "model.embedder_layers": 1, "model.head_layers": 1,
+}  # fmt: skip
+"""Where most items have few events: no MLP around the decoder (docs/studies.md)."""
+UC_ON_BEAUTY: Mapping[str, Scalar] = {**ONE_LAYER, "train.random_negatives": 4_096, STEPS_SCALE: 1.2}
+"""The best on validation users; what has MLPs learns its users by heart sooner and gains nothing by more negatives."""
+WITH_MLPS = "uc with MLPs"
+"""The row of Beauty that shows what `UC_ON_BEAUTY` is worth."""
 BESIDE: Mapping[str, frozenset[str]] = {
     "headline": frozenset({"hstu", "tiger", *PEERS}),
     "longer": frozenset({"pinnerformer", "pinnerformer_next"}),
@@ -226,7 +235,7 @@ def jobs_of(size: Size) -> list[Job]:
             size, "longer", HEADLINE, (*VARIANTS, "pinnerformer", "pinnerformer_next"), {STEPS_SCALE: LONGER}
         ),
         "strict": lambda: _comparison(size, "strict", STRICT, (*VARIANTS, *BASELINES, PEERS[0])),
-        "retailrocket": lambda: _comparison(size, "retailrocket", RETAILROCKET),
+        "retailrocket": lambda: _comparison(size, "retailrocket", RETAILROCKET, (*VARIANTS, *BASELINES, PEERS[0])),
         "beauty": lambda: _beauty(size),
         "figure5": lambda: _figure5(size),
         "ablations": lambda: _ablations(size),
@@ -284,27 +293,28 @@ def _one_vector_readings(world: str) -> tuple[Reading, ...]:
 
 
 def _beauty(size: Size) -> list[Job]:
-    """Leave-one-out, full ranking: ties as they are stored; for what a claim rests on also shuffled in three ways, and
-    with validation items trained.
+    """Leave-one-out, full ranking: ties as they are stored; for what a claim rests on also shuffled, and with validation
+    items trained.
 
     Seen items dropped, as the published figures have it (nobody reviews an item twice), and kept.
     """
     readings = tuple(Reading(num_targets=1, drop_seen=dropped) for dropped in (True, False))
     models = [m for m in size.models if m == "uc" or m == "sasrec" or m == "popularity" or m.startswith("rectools/")]
-    ways = {BEAUTY: STORED, BEAUTY_REFIT: REFIT, **dict.fromkeys(SHUFFLED, "ties shuffled")}
+    ways = {BEAUTY: STORED, BEAUTY_REFIT: REFIT, BEAUTY_SHUFFLED: ANEW}
+    beside: list[Job] = []
     if len(size.seeds) > 1:
-        run = _run(size, BEAUTY, PEERS[0], size.seeds[0], dict(AS_PUBLISHED))
-        wide = [Job("beauty", f"{PEERS[0]}, {PUBLISHED}", run, readings)]
-    else:
-        wide = []
-    return wide + [
+        wide = _run(size, BEAUTY, PEERS[0], size.seeds[0], dict(AS_PUBLISHED))
+        beside += [Job("beauty", f"{PEERS[0]}, {PUBLISHED}", wide, readings)]
+        with_mlps = [_run(size, BEAUTY, "uc", seed) for seed in size.seeds]
+        beside += [Job("beauty", f"{WITH_MLPS}, {STORED}", run, readings) for run in with_mlps]
+    return beside + [
         Job("beauty", f"{model}, {way}", run, readings)
         for world, way in ways.items()
         if world == BEAUTY or len(size.seeds) > 1
         for model in models
         if world == BEAUTY or model not in BESIDE["beauty"]
         for seed in (_seeds(size, "beauty", model) if world == BEAUTY else size.seeds[:1])
-        for run in (_run(size, world, model, seed),)
+        for run in (_run(size, world, model, seed, UC_ON_BEAUTY if model == "uc" else None),)
     ]
 
 

@@ -225,7 +225,7 @@ def beauty(found: Gathered) -> Section | None:
         ".0928 / .0523 (blondered/transformer_benchmark; 256 wide, 256 negatives, histories of 50, up to 200 epochs, "
         "where RecTools' models here have 64, 128, 20 and 100; the row of published sizes has 256, 256, 20 and 100)."
     )
-    header = ("model", "seeds or shuffles", "R@10", "NDCG@10", "R@10, seen kept", "NDCG@10, seen kept")
+    header = ("model", "seeds", "R@10", "NDCG@10", "R@10, seen kept", "NDCG@10, seen kept")
     return Facts("Amazon Beauty", (Table("", header, rows),), note,
                  sample_of("amazon-beauty", [both[0] for both in arms.values()]))  # fmt: skip
 

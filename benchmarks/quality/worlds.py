@@ -37,6 +37,7 @@ _BUYER_ENGAGEMENTS, _BUYER_SHARES = 10, (0.6, 0.1, 0.3)
 there are no 300 of each outcome."""
 _REFIT_VALIDATION_EVERY = 10
 """Of Beauty's users, where the others' validation items are trained: what one more event of nine is worth."""
+_TIES_SEED = 0
 _SAMPLE_STREAM = 7
 """Keeps the draw of a smaller bench's users apart from other random numbers."""
 
@@ -114,7 +115,7 @@ def _parts(name: str, dataset: Dataset) -> Parts:
         matrix.RETAILROCKET: lambda: disjoint_users(
             dataset, SPLIT_SEED, _BUYER_ENGAGEMENTS, targets, shares=_BUYER_SHARES
         ),
-        **dict.fromkeys((matrix.BEAUTY, *matrix.SHUFFLED), lambda: leave_one_out(dataset)),
+        **dict.fromkeys((matrix.BEAUTY, matrix.BEAUTY_SHUFFLED), lambda: leave_one_out(dataset)),
         matrix.BEAUTY_REFIT: lambda: leave_one_out(dataset, _REFIT_VALIDATION_EVERY),
     }
     return makers[name]()
@@ -126,17 +127,17 @@ def _log_of(name: str) -> str:
 
 def _converted(name: str, datasets: Path, work: Path) -> Path:
     """The log in the contract, under `work`. Raises InvalidConfig if no reader knows the name."""
-    shuffled = matrix.SHUFFLED.index(name) if name in matrix.SHUFFLED else None
+    shuffled = name == matrix.BEAUTY_SHUFFLED
     readers: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
         "kuairand": ("kuairand-pure", kuairand.convert),
         "retailrocket": ("retailrocket-mb", retailrocket.convert),
-        "beauty": ("amazon-beauty", partial(amazon.convert, shuffle_ties=shuffled)),
+        "beauty": ("amazon-beauty", partial(amazon.convert, shuffle_ties=_TIES_SEED if shuffled else None)),
     }
     log = _log_of(name)
     if log not in readers:
         raise InvalidConfig(f"world has value {name!r}; allowed: {list(matrix.NUM_TARGETS)}")
     source, convert = readers[log]
-    folder = work / "data" / (name if shuffled is not None else log)
+    folder = work / "data" / (name if shuffled else log)
     if not (folder / "dataset.json").exists():
         convert(datasets / source, folder)
     return folder

@@ -47,7 +47,7 @@ class HashIdEmbedding(nn.Module):
         self.rows_per_hash = config.hash_rows
         self.table = nn.Embedding(config.num_hashes * config.hash_rows, config.hash_dim)
         rows_dim = config.num_hashes * config.hash_dim
-        self.mlp = skipped_mlp(config.skips, rows_dim, config.id_dim, config.id_dim, 2)
+        self.mlp = skipped_mlp(config.skips, rows_dim, config.id_dim, config.id_dim, config.id_layers)
         nn.init.normal_(self.table.weight, std=0.02 if config.skips else 0.1)
 
     def forward(self, item_ids: Tensor) -> Tensor:

@@ -31,7 +31,10 @@ def mlp(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> nn.Seque
 
 
 def skipped_mlp(skip: bool, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> nn.Module:
-    """`mlp`, with a linear path beside it if `skip` (see `WithSkip`)."""
+    """`mlp`, with a linear path beside it if `skip` (see `WithSkip`); one layer is a linear path itself."""
+    if num_layers == 1:
+        linear = nn.Linear(in_dim, out_dim)
+        return start_as_sum(linear) if skip else linear
     network = mlp(in_dim, hidden_dim, out_dim, num_layers)
     return WithSkip(network, in_dim, out_dim) if skip else network
 

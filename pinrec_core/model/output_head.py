@@ -1,4 +1,4 @@
-"""Output head O of Eq. 1: an MLP on (hidden state, Phi), L2-normalized.
+"""Output head O of Eq. 1: an MLP (or one layer) on (hidden state, Phi), L2-normalized.
 
 Phi = (outcome, target offset, surface of the target) as the variant says: `uc` has neither outcome nor offset, `oc` no
 offset. The surface is ours, not the paper's (`surface_in_conditioning`).
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pinrec_core.config import ModelConfig
 from pinrec_core.model.item_embedder import l2_normalize
-from pinrec_core.model.mlp import mlp, start_as_sum, start_at_zero
+from pinrec_core.model.mlp import mlp, skipped_mlp, start_as_sum, start_at_zero
 
 
 class OutputHead(nn.Module):
@@ -22,13 +22,19 @@ class OutputHead(nn.Module):
         self.outcome = nn.Embedding(num_outcomes, width) if config.variant != "uc" else None
         self.target_offset = nn.Embedding(max_offset, width) if config.variant == "mt_oc" else None
         self.surface = nn.Embedding(num_surfaces + 1, width) if config.surface_in_conditioning else None
+        self.hidden: nn.Module = nn.Identity()
+        self.mlp: nn.Module
+        self.skip: nn.Module | None = None
+        if config.head_layers == 1:
+            self.mlp = skipped_mlp(config.skips, width, width, config.embedding_dim, 1)
+            return
         # A first layer on [hidden; Phi] is the sum of a layer on hidden and one on Phi; kept apart, the former runs
         # once for all outcomes and offsets of a position, and the latter folds into the conditioning embeddings.
         self.hidden = nn.Linear(width, width)
         rest = mlp(width, width, config.embedding_dim, config.head_layers - 1)
         self.mlp = nn.Sequential(nn.ReLU(), nn.LayerNorm(width), rest)
-        self.skip = start_as_sum(nn.Linear(width, config.embedding_dim)) if config.skips else None
         if config.skips:
+            self.skip = start_as_sum(nn.Linear(width, config.embedding_dim))
             start_at_zero(rest)
 
     def forward(self, hidden: Tensor, outcome: Tensor, target_offset: Tensor, surface: Tensor) -> Tensor:

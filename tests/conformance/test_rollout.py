@@ -28,7 +28,8 @@ VOCABULARY = Vocabulary(("save", "click"), ("save", "click", "search"), ("home",
 CONTENT_DIM = 6
 
 
-NETWORKS = {"gpt2": {}, "hstu": {"block": "hstu"}, "skips": {"skips": True}}
+ONE_LAYER = {"id_layers": 1, "embedder_layers": 1, "head_layers": 1}
+NETWORKS = {"gpt2": {}, "hstu": {"block": "hstu"}, "skips": {"skips": True}, "one layer": ONE_LAYER}
 """What differs from the default model."""
 
 

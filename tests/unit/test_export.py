@@ -30,6 +30,7 @@ CONFIG = config_from_dict(
         "retrieve": {"popular_per_list": 5},
     }
 )
+ONE_LAYER = {"id_layers": 1, "embedder_layers": 1, "head_layers": 1}
 THINGS = ["oak", "pine", "birch", "maple", "tulip", "rose", "daisy", "lily"]
 
 
@@ -74,7 +75,7 @@ def test_a_release_holds_everything(first):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("changed", [{"block": "hstu"}, {"skips": True}])
+@pytest.mark.parametrize("changed", [{"block": "hstu"}, {"skips": True}, ONE_LAYER])
 def test_another_network_is_carried(first, tmp_path, changed):
     _, dataset, _, _ = first
     config = replace(CONFIG, model=replace(CONFIG.model, **changed))

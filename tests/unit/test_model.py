@@ -94,10 +94,31 @@ def test_with_skips_the_hidden_state_starts_as_what_is_generated():
     torch.testing.assert_close(model.predict(hidden, one, one, one), F.normalize(hidden, dim=-1))
 
 
-@pytest.mark.parametrize("skips", [False, True])
-def test_every_weight_is_trained(skips):
+ONE_LAYER = {"id_layers": 1, "embedder_layers": 1, "head_layers": 1}
+
+
+@torch.inference_mode()
+def test_with_one_layer_an_item_is_linear_in_content_and_table_rows():
+    """Before it is normalized: three ids and contents, the third the sum of the first two."""
+    model = pinrec(skips=True, **ONE_LAYER)
+    rows, content = torch.randn(3, MODEL.num_hashes * MODEL.hash_dim), torch.randn(3, D_SEM)
+    rows[2], content[2] = rows[0] + rows[1], content[0] + content[1]
+    vectors = model.item_embedder.pin(torch.cat([content, model.id_embedding.mlp(rows)], dim=1))
+    torch.testing.assert_close(vectors[2], vectors[0] + vectors[1])
+
+
+@torch.inference_mode()
+def test_with_one_layer_what_is_generated_is_the_hidden_state_and_phi():
+    model = pinrec(skips=True, embedding_dim=16, **ONE_LAYER)
+    hidden, one = torch.randn(1, 16), torch.tensor([1])
+    phi = model.output_head.outcome(one) + model.output_head.target_offset(one - 1) + model.output_head.surface(one)
+    torch.testing.assert_close(model.predict(hidden, one, one, one), F.normalize(hidden + phi, dim=-1))
+
+
+@pytest.mark.parametrize("changed", [{}, {"skips": True}, ONE_LAYER, {"skips": True, **ONE_LAYER}])
+def test_every_weight_is_trained(changed):
     """No path is cut off by what starts at 0: after one step of gradients, each parameter has moved or has some."""
-    model, inputs = pinrec(skips=skips).train(), inputs_of(4)
+    model, inputs = pinrec(**changed).train(), inputs_of(4)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     codes = torch.ones(1, 5, dtype=torch.int64)
     seen = set()

@@ -243,7 +243,8 @@ def test_rows_beside_the_claims_are_trained_once_and_the_claims_own_with_every_s
     for label in ("uc", "mt_oc", "pinnerformer"):
         assert seeds["headline", label] == 3
     assert seeds["headline", "rectools/sasrec"] == seeds["strict", "sasrec"] == seeds["ablations", "logQ off"] == 1
-    assert seeds["beauty", "rectools/sasrec, ties as stored"] == seeds["beauty", "uc, ties shuffled"] == 3
+    assert seeds["beauty", "rectools/sasrec, ties as stored"] == seeds["beauty", "uc with MLPs, ties as stored"] == 3
+    assert seeds["beauty", "uc, ties shuffled"] == seeds["retailrocket", "rectools/sasrec"] == 1
     assert seeds["ablations", "ID embedding off"] == seeds["figure5", "mt_oc, window 16"] == 3
 
 
@@ -251,7 +252,8 @@ def test_jobs_are_chosen_by_table_row_and_seed():
     jobs = jobs_of(SIZES["full"])
     chosen = [job for job in jobs if wanted(job, ("headline", "beauty"), ("uc", "mt_oc"), (1,))]
     assert {(job.group, job.label, job.run.seed) for job in chosen} == {
-        ("headline", "uc", 1), ("headline", "mt_oc", 1), ("beauty", "uc, ties as stored", 1)
+        ("headline", "uc", 1), ("headline", "mt_oc", 1), ("beauty", "uc, ties as stored", 1),
+        ("beauty", "uc with MLPs, ties as stored", 1),
     }  # fmt: skip
     assert all(wanted(job, (), (), ()) for job in jobs)
 
