@@ -53,9 +53,11 @@ class ModelConfig:
     id_layers: int = 2
     """Fully connected layers between a hash table's rows and the ID embedding (1 to 3; the paper's is an MLP)."""
     embedder_layers: int = 2
-    """Fully connected layers of an item embedder (1 to 3; the paper has 2 or 3). With one here and in the ID embedder an
-    item's vector is a linear map of its content and table rows, as good as free: better where there are too few events
-    an item to learn more."""
+    """Fully connected layers of an item embedder (1 to 3; the paper has 2 or 3).
+
+    With one here and in the ID embedder an item's vector is a linear map of its content and table rows, as good as
+    free: better where there are too few events an item to learn more.
+    """
     head_layers: int = 2
     """Fully connected layers of the output head; with one, Phi is added to the hidden state."""
     skips: bool = False

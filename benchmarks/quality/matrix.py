@@ -293,8 +293,8 @@ def _one_vector_readings(world: str) -> tuple[Reading, ...]:
 
 
 def _beauty(size: Size) -> list[Job]:
-    """Leave-one-out, full ranking: ties as they are stored; for what a claim rests on also shuffled, and with validation
-    items trained.
+    """Leave-one-out, full ranking, ties as they are stored; for what a claim rests on also shuffled, and with
+    validation items trained.
 
     Seen items dropped, as the published figures have it (nobody reviews an item twice), and kept.
     """
