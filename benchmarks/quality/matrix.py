@@ -41,6 +41,8 @@ VARIANTS = ("uc", "oc", "mt_oc")
 OUTCOMES = {HEADLINE: ("like", "long_view", "click"), RETAILROCKET: ("buy", "cart", "view")}
 """What Figure 4 asks for, strongest first."""
 BASELINES = ("popularity", "item_knn", "two_tower", "sasrec", "hstu", "pinnerformer", "pinnerformer_next", "tiger")
+OF_PINREC = (*VARIANTS, "pinnerformer", "pinnerformer_next")
+"""Made of PinRec's embedder, decoder and head."""
 PEER_KEYS = ("num_layers", "num_heads", "max_history")
 """Of a base configuration's model: what a peer has in common with it."""
 PEERS = ("rectools/sasrec", "rectools/esasrec", "rectools/bert4rec", "rectools/hstu")
@@ -53,6 +55,8 @@ ONE_LAYER: Mapping[str, Scalar] = {
 """Where most items have few events: no MLP around the decoder (docs/studies.md)."""
 UC_ON_BEAUTY: Mapping[str, Scalar] = {**ONE_LAYER, "train.random_negatives": 4_096, STEPS_SCALE: 1.2}
 """The best on validation users; what has MLPs learns its users by heart sooner and gains nothing by more negatives."""
+ON_RETAILROCKET: Mapping[str, Scalar] = {**ONE_LAYER, STEPS_SCALE: 0.25, "train.eval_every": 100}
+"""631 users train: what is made of PinRec's parts knows them by heart after a few hundred steps."""
 WITH_MLPS = "uc with MLPs"
 """The row of Beauty that shows what `UC_ON_BEAUTY` is worth."""
 BESIDE: Mapping[str, frozenset[str]] = {
@@ -231,11 +235,11 @@ def jobs_of(size: Size) -> list[Job]:
     """Everything that a size runs, in order."""
     builders = {
         "headline": lambda: _comparison(size, "headline", HEADLINE),
-        "longer": lambda: _comparison(
-            size, "longer", HEADLINE, (*VARIANTS, "pinnerformer", "pinnerformer_next"), {STEPS_SCALE: LONGER}
-        ),
+        "longer": lambda: _comparison(size, "longer", HEADLINE, OF_PINREC, {STEPS_SCALE: LONGER}),
         "strict": lambda: _comparison(size, "strict", STRICT, (*VARIANTS, *BASELINES, PEERS[0])),
-        "retailrocket": lambda: _comparison(size, "retailrocket", RETAILROCKET, (*VARIANTS, *BASELINES, PEERS[0])),
+        "retailrocket": lambda: _comparison(
+            size, "retailrocket", RETAILROCKET, (*VARIANTS, *BASELINES, PEERS[0]), ON_RETAILROCKET
+        ),
         "beauty": lambda: _beauty(size),
         "figure5": lambda: _figure5(size),
         "ablations": lambda: _ablations(size),
@@ -262,12 +266,16 @@ def _comparison(
     only: tuple[str, ...] = (),
     settings: Mapping[str, Scalar] | None = None,
 ) -> list[Job]:
-    """Table 1, and Figure 4 where the world has outcomes: PinRec's variants, baselines and peers on one split."""
+    """Table 1, and Figure 4 where the world has outcomes: PinRec's variants, baselines and peers on one split.
+
+    `settings` are of what is made of PinRec's parts.
+    """
     jobs = []
     for model in (model for model in size.models if not only or model in only):
         readings = _pinrec_readings(model, world) if model in VARIANTS else _one_vector_readings(world)
         seeds = _seeds(size, group, model)
-        jobs += [Job(group, model, _run(size, world, model, seed, settings), readings) for seed in seeds]
+        own = settings if model in OF_PINREC else None
+        jobs += [Job(group, model, _run(size, world, model, seed, own), readings) for seed in seeds]
     return jobs
 
 
