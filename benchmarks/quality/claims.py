@@ -11,6 +11,8 @@ from benchmarks.quality.gathered import Gathered, many
 from benchmarks.quality.latency import Latency
 from benchmarks.quality.matrix import (
     BEAUTY,
+    CLAIMED_ABLATION,
+    CONTENT_ALONE,
     FIGURE5_TOTAL,
     HEADLINE,
     LONGER,
@@ -52,7 +54,8 @@ def judge(
         latency(latencies),
         *figure5(found),
         *recency_bias(found, coverage, older),
-        id_embedding(found),
+        id_embedding(found, "mt_oc", "ablations", CLAIMED_ABLATION),
+        id_embedding(found, "uc", "headline", CONTENT_ALONE),
         int8(found),
         training_speed(speed),
     ]
@@ -243,13 +246,13 @@ def recency_bias(found: Gathered, coverage: tuple[Interval, int] | None, older: 
     ]
 
 
-def id_embedding(found: Gathered) -> Claim:
-    """What the ID embedding adds to content."""
+def id_embedding(found: Gathered, model: str, group: str, content_alone: str) -> Claim:
+    """What the ID embedding adds to content, in a variant; `content_alone` is the row without it."""
     base = headline(HEADLINE)
-    both, content = found.arm("headline", "mt_oc", base), found.arm("ablations", "ID embedding off", base)
+    both, content = found.arm("headline", model, base), found.arm(group, content_alone, base)
     value = ratio(both, content)
     gain = None if value is None else value.minus(1.0)
-    name, bar = "ID embedding over content only, mt_oc, KuaiRand", ">= +14 %, clear of 0"
+    name, bar = f"ID embedding over content only, {model}, KuaiRand", ">= +14 %, clear of 0"
     if both is None or content is None:
         return Claim(name, bar, None, None)
     note = f"of the share of targets: {shown(both.gain(content, 'target_share'))}"

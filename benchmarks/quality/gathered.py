@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from benchmarks.quality.matrix import VARIANTS, Job, Reading, Size, headline, jobs_of
+from benchmarks.quality.matrix import CONTENT_ALONE, VARIANTS, Job, Reading, Size, headline, jobs_of
 from benchmarks.quality.store import RunStore
 from pinrec_core.eval.sections import Arm
 
@@ -80,7 +80,7 @@ def compared(found: Gathered, group: str, world: str) -> list[Arm]:
         for label in found.labels(group)
         for arm in (
             (found.arm(group, label, headline(world)),)
-            if label == "uc"
+            if label in ("uc", CONTENT_ALONE)
             else (
                 found.arm(group, label, headline(world), f"{label}, true outcomes"),
                 found.arm(group, label, past(world), f"{label}, past mix"),

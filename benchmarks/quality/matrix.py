@@ -204,6 +204,8 @@ ABLATIONS: Mapping[str, Mapping[str, Scalar]] = {
 """Each a row: what is changed in mt_oc (window 8)."""
 CLAIMED_ABLATION = "ID embedding off"
 """Trained with all seeds; the other rows with one."""
+CONTENT_ALONE = "uc, content alone"
+"""The same of uc, a row of Table 1: the paper does not say which variant its gain is of."""
 
 READING_ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "float content instead of INT8": {"float_content": True},
@@ -234,7 +236,7 @@ def base_config(world: str) -> Path:
 def jobs_of(size: Size) -> list[Job]:
     """Everything that a size runs, in order."""
     builders = {
-        "headline": lambda: _comparison(size, "headline", HEADLINE),
+        "headline": lambda: [*_comparison(size, "headline", HEADLINE), *_content_alone(size)],
         "longer": lambda: _comparison(size, "longer", HEADLINE, OF_PINREC, {STEPS_SCALE: LONGER}),
         "strict": lambda: _comparison(size, "strict", STRICT, (*VARIANTS, *BASELINES, PEERS[0])),
         "retailrocket": lambda: _comparison(
@@ -277,6 +279,13 @@ def _comparison(
         own = settings if model in OF_PINREC else None
         jobs += [Job(group, model, _run(size, world, model, seed, own), readings) for seed in seeds]
     return jobs
+
+
+def _content_alone(size: Size) -> list[Job]:
+    """Of sizes that have all ablations."""
+    seeds = size.seeds if "uc" in size.models and not size.ablations else ()
+    runs = [_run(size, HEADLINE, "uc", seed, ABLATIONS[CLAIMED_ABLATION]) for seed in seeds]
+    return [Job("headline", CONTENT_ALONE, run, (headline(HEADLINE),)) for run in runs]
 
 
 def _seeds(size: Size, group: str, model: str) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from benchmarks.quality.matrix import (
     ALL_GROUPS,
     BEAUTY,
     BEAUTY_REFIT,
+    CONTENT_ALONE,
     FIGURE5_OFFSETS,
     FIGURE5_TOTAL,
     HEADLINE,
@@ -252,8 +253,8 @@ def test_jobs_are_chosen_by_table_row_and_seed():
     jobs = jobs_of(SIZES["full"])
     chosen = [job for job in jobs if wanted(job, ("headline", "beauty"), ("uc", "mt_oc"), (1,))]
     assert {(job.group, job.label, job.run.seed) for job in chosen} == {
-        ("headline", "uc", 1), ("headline", "mt_oc", 1), ("beauty", "uc, ties as stored", 1),
-        ("beauty", "uc with MLPs, ties as stored", 1),
+        ("headline", "uc", 1), ("headline", "uc, content alone", 1), ("headline", "mt_oc", 1),
+        ("beauty", "uc, ties as stored", 1),        ("beauty", "uc with MLPs, ties as stored", 1),
     }  # fmt: skip
     assert all(wanted(job, (), (), ()) for job in jobs)
 
@@ -437,7 +438,7 @@ def test_an_arm_has_the_seeds_that_are_there_and_the_page_names_the_others(tmp_p
     size = replace(SIZES["full"], seeds=(0, 1, 2), groups=("headline",), models=("uc", "popularity"))
     store = RunStore(tmp_path, tmp_path)
     for job in jobs_of(size):
-        if job.run.model == "uc" and job.run.seed < 2:
+        if job.label == "uc" and job.run.seed < 2:
             store.open(job.run, {})
             store.note(job.run, {"steps": 7})
             for reading in job.readings:
@@ -445,9 +446,11 @@ def test_an_arm_has_the_seeds_that_are_there_and_the_page_names_the_others(tmp_p
     found = Gathered(store, size)
     assert len(found.arm("headline", "uc", headline(HEADLINE)).results) == 2
     assert found.arm("headline", "popularity", headline(HEADLINE)) is None
-    assert found.missing() == {("headline", "uc"): [2], ("headline", "popularity"): [0, 1, 2]}
+    none = [0, 1, 2]
+    missing = {("headline", "uc"): [2], ("headline", "popularity"): none, ("headline", CONTENT_ALONE): none}
+    assert found.missing() == missing
     last = page.runs(found, ()).tables()[-1]
-    assert last.rows == (("headline", "uc", "2"), ("headline", "popularity", "0, 1, 2"))
+    assert last.rows == tuple((*row, ", ".join(map(str, seeds))) for row, seeds in missing.items())
 
 
 def test_a_ratio_over_nothing_is_no_verdict(tmp_path):
@@ -509,7 +512,8 @@ def test_coverage_draws_seeds_again():
 def test_one_vector_models_are_given_as_many_items():
     assert many(HEADLINE).k == headline(HEADLINE).k * 8
     models = SIZES["full"].models
-    assert {job.label for job in jobs_of(SIZES["full"]) if job.group == "headline"} == set(models)
+    labels = {job.label for job in jobs_of(SIZES["full"]) if job.group == "headline"}
+    assert labels == {*models, CONTENT_ALONE}
     assert set(ALL_GROUPS) >= {job.group for job in jobs_of(SIZES["full"])}
     assert FIGURE5_TOTAL == 16
 
