@@ -53,8 +53,13 @@ ONE_LAYER: Mapping[str, Scalar] = {
     "model.skips": True, "model.id_layers": 1, "model.embedder_layers": 1, "model.head_layers": 1,
 }  # fmt: skip
 """Where most items have few events: no MLP around the decoder (docs/studies.md)."""
-UC_ON_BEAUTY: Mapping[str, Scalar] = {**ONE_LAYER, "train.random_negatives": 4_096, STEPS_SCALE: 1.2}
-"""The best on validation users; what has MLPs learns its users by heart sooner and gains nothing by more negatives."""
+UC_ON_BEAUTY: Mapping[str, Scalar] = {
+    **ONE_LAYER, "train.random_negatives": 4_096, STEPS_SCALE: 1.2, "train.eval_every": 3_000,
+}  # fmt: skip
+"""The best on validation users; what has MLPs learns its users by heart sooner and gains nothing by more negatives.
+
+Validated at the end alone: from step 1,500 on what is gained is less than what 4,473 users can tell.
+"""
 ON_RETAILROCKET: Mapping[str, Scalar] = {
     **ONE_LAYER, "model.use_time": False, "train.learning_rate": 1e-3, STEPS_SCALE: 0.15, "train.eval_every": 50,
 }  # fmt: skip
