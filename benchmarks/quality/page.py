@@ -109,7 +109,7 @@ def _claims_note(found: Gathered) -> str:
     runs, missing = len(found.all_jobs()), sum(map(len, found.missing().values()))
     note = (
         "On test users; settings are the best on validation users, and where the search looked at test users as well "
-        "(Beauty) docs/studies.md says so. Gains and ratios have to clear 0 and 1."
+        "(Beauty, RetailRocket) docs/studies.md says so. Gains and ratios have to clear 0 and 1."
     )
     if missing:
         note += (
