@@ -68,8 +68,8 @@ def head_products(config: Config, batch: int, branches: int) -> list[Product]:
     m = config.model
     emitted = batch * branches * config.generate.offsets_per_step
     inner = [Product(emitted, m.hidden_dim, m.hidden_dim, count=m.head_layers - 2)] if m.head_layers > 2 else []
-    return [Product(batch * branches, m.hidden_dim, m.hidden_dim), *inner,
-            Product(emitted, m.hidden_dim, m.embedding_dim)]  # fmt: skip
+    first = [Product(batch * branches, m.hidden_dim, m.hidden_dim)] if m.head_layers > 1 else []
+    return [*first, *inner, Product(emitted, m.hidden_dim, m.embedding_dim)]
 
 
 def decode_products(config: Config, batch: int, length: int, branches: int) -> list[Product]:
