@@ -93,8 +93,8 @@ async def throughputs(address: str, seconds: float, callers: Sequence[int] = CAP
     async with grpc.aio.insecure_channel(address, QUICK_RECONNECT) as channel:
         for concurrency in (callers[-1], *callers):
             calls = await closed_loop(asker(channel, 5.0), concurrency, seconds)
-            full = [1000 * call.latency_s for call in calls if seen(call) == FULL]
-            found.append(Throughput(concurrency, len(full) / seconds, float(np.percentile(full, 99))))
+            full = [call for call in calls if seen(call) == FULL]
+            found.append(Throughput(concurrency, len(full) / seconds, percentile_ms(full, 99)))
     return found[1:]
 
 

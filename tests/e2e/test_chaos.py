@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.chaos import durability, faults, malformed, overload, releases, signals, soak
+from benchmarks.chaos.calling import Load
 from benchmarks.chaos.fleet import Fleet, running
 from benchmarks.chaos.mutations import mutations
 from benchmarks.chaos.world import World
@@ -62,12 +63,19 @@ def test_hostile_input_breaks_nothing_and_gets_the_right_code(fleet):
 
 
 def test_overload_is_answered_or_refused_and_passes(fleet):
+    """How many are answered in these two seconds is for `make chaos`: the callers may take both cores."""
     _, calm, goodput, *_ = asyncio.run(overload.flooded(fleet.gateway, seconds=2.0, is_pinned=False))
-    assert calm.figures["seen"]["full"] > 0
-    assert goodput.figures["seen"]["full"] > 0
-    assert goodput.figures["seen"]["RESOURCE_EXHAUSTED"] > 0
     marked = {"full", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "degraded: stages_unavailable"}
+    assert set(calm.figures["seen"]) <= marked
     assert set(goodput.figures["seen"]) <= marked
+    assert goodput.figures["seen"]["RESOURCE_EXHAUSTED"] > 0
+    assert asyncio.run(answers_in_full(fleet.gateway))
+
+
+async def answers_in_full(gateway: str) -> bool:
+    """Whether what is asked twice a second is soon answered in full again."""
+    async with Load(gateway, rate=2.0) as load:
+        return await load.settle(2.0, at_most=60.0)
 
 
 def test_faults_under_load_are_marked_and_over_soon(fleet, monkeypatch):
